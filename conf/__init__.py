@@ -1,0 +1,1 @@
+"""Hydra configuration: models, tasks, methods and the defaults of a run."""

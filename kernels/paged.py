@@ -1,0 +1,138 @@
+"""Exact attention over a paged KV cache in plain torch: the reference of every faster kernel.
+
+Pools are HND, `[pages, Hkv, 16, d]`. Seen as `[pages * Hkv, 16 * d]`, one KV head's page is one row,
+so a page table per KV head (or per query head) is a list of rows and selection needs no other layout.
+All arithmetic is fp32 (fp64 for fp64 inputs); an empty key set gives o = 0 and lse = -inf.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PAGE = 16  # tokens per page
+
+
+def softmax_attend(scores: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """scores, mask [..., n, N], values [..., N, d] -> o [..., n, d], natural-log lse [..., n]."""
+    scores = scores.masked_fill(~mask, -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    top = torch.where(top.isinf(), torch.zeros_like(top), top)
+    weights = (scores - top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    tiny = torch.finfo(total.dtype).tiny
+    out = torch.matmul(weights, values) / total.clamp_min(tiny)
+    return out, (total.log() + top).squeeze(-1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def gather_pages(pool: Tensor, table: Tensor, pages: Tensor) -> Tensor:
+    """Rows of one head's tokens: pool [P, Hkv, 16, d], table [B, M], pages [B, H, n] (logical page
+    numbers, H = Hkv or Hq) -> [B, H, n * 16, d]."""
+    kv_heads, d = pool.shape[1], pool.shape[3]
+    b, heads, n = pages.shape
+    head = torch.arange(heads, device=pool.device) // (heads // kv_heads)
+    physical = table[:, None].expand(b, heads, -1).gather(2, pages)
+    rows = physical * kv_heads + head[None, :, None]
+    flat = pool.reshape(-1, PAGE * d).index_select(0, rows.reshape(-1))
+    return flat.view(b, heads, n * PAGE, d)
+
+
+def gather_tokens(pool: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
+    """pool [P, Hkv, 16, d], tokens [B, H, n] (positions, H = Hkv or Hq) -> [B, H, n, d]."""
+    kv_heads, d = pool.shape[1], pool.shape[3]
+    b, heads, n = tokens.shape
+    head = torch.arange(heads, device=pool.device) // (heads // kv_heads)
+    physical = table[:, None].expand(b, heads, -1).gather(2, tokens // PAGE)
+    rows = (physical * kv_heads + head[None, :, None]) * PAGE + tokens % PAGE
+    return pool.reshape(-1, d).index_select(0, rows.reshape(-1)).view(b, heads, n, d)
+
+
+def logits(q: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """q [B, Hq, d], keys [B, H, N, d] with H = Hkv or Hq -> scale * q.k as [B, H, Hq // H, N]."""
+    b, heads = keys.shape[:2]
+    grouped = (wide(q) * scale).view(b, heads, -1, q.shape[-1])
+    return torch.matmul(grouped, wide(keys).transpose(-1, -2))
+
+
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """q [B, Hq, d] over keys, values [B, H, N, d] with mask [B, H, Hq // H or 1, N]
+    -> o [B, Hq, d], lse [B, Hq]."""
+    out, lse = softmax_attend(logits(q, keys, scale), mask, wide(values))
+    return out.reshape(q.shape), lse.reshape(q.shape[:2])
+
+
+def attend_range(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    pages: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Each query head over its own keys [starts, ends), both [B, Hq]; reads the first `pages`."""
+    b, kv_heads = table.shape[0], k.shape[1]
+    every = torch.arange(pages, device=k.device).expand(b, kv_heads, pages)
+    position = torch.arange(pages * PAGE, device=k.device)
+    mask = (position >= starts[..., None]) & (position < ends[..., None])
+    mask = mask.view(b, kv_heads, -1, pages * PAGE)
+    return attend(q, gather_pages(k, table, every), gather_pages(v, table, every), mask, scale)
+
+
+def attend_pages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    pages: Tensor,
+    counts: Tensor,
+    lens: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The first counts [B, H] of the listed pages [B, H, n], as far as they hold tokens (lens [B])."""
+    position = (pages[..., None] * PAGE + torch.arange(PAGE, device=k.device)).flatten(2)
+    listed = torch.arange(pages.shape[2], device=k.device) < counts[..., None]
+    mask = listed.repeat_interleave(PAGE, 2) & (position < lens[:, None, None])
+    keys, values = gather_pages(k, table, pages), gather_pages(v, table, pages)
+    return attend(q, keys, values, mask[:, :, None], scale)
+
+
+def attend_tokens(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, tokens: Tensor, counts: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The first counts [B, H] of the listed positions [B, H, n]."""
+    listed = torch.arange(tokens.shape[2], device=k.device) < counts[..., None]
+    keys, values = gather_tokens(k, table, tokens), gather_tokens(v, table, tokens)
+    return attend(q, keys, values, listed[:, :, None], scale)
+
+
+def prefix_rows(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Summaries of many queries of one sequence over their own key ranges.
+
+    q [n, Hq, d]; k, v [Hkv, N, d]; starts, ends [n] -> o [n, Hq, d], lse [n, Hq]. Blocked over
+    queries: memory is linear in N.
+    """
+    n, q_heads, d = q.shape
+    kv_heads, length = k.shape[:2]
+    k, v = wide(k).transpose(-1, -2), wide(v)
+    position = torch.arange(length, device=k.device)
+    block = max(1, 2**25 // max(1, q_heads * length))
+    outs, sums = [], []
+    for at in range(0, n, block):
+        part = (wide(q[at : at + block]) * scale).view(-1, kv_heads, q_heads // kv_heads, d)
+        scores = torch.matmul(part.permute(1, 2, 0, 3), k[:, None])  # [Hkv, G, m, N]
+        low, high = starts[at : at + block, None], ends[at : at + block, None]
+        out, lse = softmax_attend(scores, (position >= low) & (position < high), v[:, None])
+        outs.append(out.permute(2, 0, 1, 3).reshape(-1, q_heads, d))
+        sums.append(lse.permute(2, 0, 1).reshape(-1, q_heads))
+    return torch.cat(outs), torch.cat(sums)

@@ -1,0 +1,121 @@
+"""The contract between the engine and a method: what a method asks for, sees and answers.
+
+A method is one file in this folder, one YAML in `conf/method/` and one row in the tests' table.
+Its class is a dataclass whose fields are its knobs (the keys of the YAML).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from macbench.engine.view import View
+    from macbench.measure.trace import Trace
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the engine must keep of the prompt for a method; read before the prefill."""
+
+    prompt_queries: int = 0  # (q_pre, q) of the last n prompt positions of every layer
+    observe: bool = False  # call observe() for every prefill chunk
+    capturable: bool = True  # attend() may be captured in a CUDA graph
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes of one model's attention on this device (local heads under tensor parallelism)."""
+
+    layers: int
+    q_heads: int  # Hq
+    kv_heads: int  # Hkv
+    head_dim: int  # d
+    scale: float  # logits are scale * q.k
+    device: torch.device
+    dtype: torch.dtype
+    rotate: Callable[[Tensor, Tensor], Tensor]  # ([N, H, d], positions [N]) -> rotated [N, H, d]
+    all_reduce: Callable[[Tensor], Tensor] = lambda x: x  # sum over tensor-parallel ranks
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head, G."""
+        return self.q_heads // self.kv_heads
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's K and V in one KV head of one layer."""
+        return 2 * self.head_dim * self.dtype.itemsize
+
+
+@dataclass
+class Prompt:
+    """One sample's prefilled prompt, as handed to `Method.begin` (the prefill was exact)."""
+
+    length: int  # N, tokens in the cache
+    max_new: int  # tokens that may still be decoded, held prompt tokens included
+    question: int  # token index where the question starts (N where the task does not mark one)
+    key: int  # identifies (task, sample, seed): the only source of a method's randomness
+    q_pre: list[Tensor] = field(default_factory=list)  # per layer [n, Hq, d]: last n positions
+    q: list[Tensor] = field(default_factory=list)  # the same after RoPE
+    shared: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, computed once for all methods that derive the same thing from this prompt."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+
+class Method:
+    """State of one method for `slots` sequences and all layers of one model."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1  # raised by any edit that changes numbers
+    control: ClassVar[bool] = False  # looks at every key: an oracle or control, not a method
+    needs: Needs = Needs()
+
+    def check(self, geometry: Geometry, length: int) -> None:
+        """Refuse (MacbenchError) knobs that cannot work at this context length, before any work."""
+
+    def floor(self, geometry: Geometry, length: int) -> float | None:
+        """Smallest reachable byte budget at this context length; None without a budget knob."""
+        return None
+
+    def allocate(self, geometry: Geometry, slots: int, max_tokens: int) -> int:
+        """Take all memory at once. Returns the resident bytes of one slot, all layers."""
+        self.geometry = geometry
+        return 0
+
+    def observe(self, layer: int, slot: int, q_pre: Tensor, q: Tensor, lse: Tensor, start: int):
+        """Prefill chunk: queries q [T, Hq, d] at positions start..; keys [0, start+T) are cached."""
+
+    def begin(self, layer: int, slot: int, prompt: Prompt, view: View) -> None:
+        """After the exact prefill of one slot: build ring, page bounds, kept tokens …"""
+
+    def attend(self, layer: int, q_pre: Tensor, q: Tensor, view: View, trace: Trace) -> Tensor:
+        """One decode step of every slot: q_pre, q [B, Hq, d] -> output [B, Hq, d].
+
+        This token's K/V is already in the cache at position `view.lens - 1`. Must report what it
+        read with `trace.read`, must not synchronise with the host, and must not loop over rows or
+        heads in Python.
+        """
+        raise NotImplementedError
+
+    def capacity(self, slot: int, tokens: int) -> float:
+        """Tokens (mean over layers and heads) whose K/V must stay resident of `tokens` seen.
+
+        Eviction is emulated by lists over shared prompt pages; this is what it would keep.
+        """
+        return tokens
+
+    def end(self, slot: int) -> None:
+        """The slot's sequence is finished."""
+
+    def witness(self, totals: dict[str, float]) -> bool:
+        """Whether the method acted in a run with these trace totals (a silent method is marked)."""
+        return totals["kv_tokens"] < totals["context_kv"]

@@ -1,0 +1,265 @@
+"""MAC-Attention (arXiv 2604.00235): match, amend, complete.
+
+Positions are 0-based; E(x) = max(x + 1 - r, 0) is the end of the prefix that the row of a query at
+position x covers. Per layer and query head a ring holds the last K queries (before RoPE) with the
+summary (o, lse) of their own attention over [0, E(x)). For the query at position t:
+
+    match     p = nearest ring query in L2 (ties: the oldest); a hit if closer than
+              sqrt(2 d) (1 - tau), so a larger tau is stricter           (paper 3.2, eq. 3)
+    amend     a hit reuses row p and attends freshly to [E(p), E(t)); a miss to [0, E(t)).
+              That is the new row: it is formed without subtraction      (paper 3.4)
+    complete  the row merged with fresh attention to [E(t), t]           (paper 3.3, eq. 7)
+
+Read per KV head: the ring, G (K d b + d b + 4) bytes, charged in full; and the tokens from the
+earliest start of its query heads to t, so one missing head makes its whole group read everything.
+
+Beyond the paper, each off by default: `refresh_mixed_groups`, `max_chain`, `sink`, tau per layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from macbench.attention.base import Method, Needs
+from macbench.attention.rng import uniform
+from macbench.attention.summary import merge, select
+from macbench.errors import MacbenchError, nearest
+from macbench.kernels.paged import prefix_rows
+
+MATCHES = ("nearest", "previous", "random_lag", "random")
+NEVER = 2**31 - 1
+
+
+@dataclass
+class Mac(Method):
+    """tau: threshold in [0, 1], one value or a list with one per layer. K: ring rows. r: band width.
+
+    min_context: no match before this position (the authors' serving code uses 2048).
+    sink: the first tokens, never part of a row, always attended freshly.
+    max_chain: a hit that would be further than this from an exact row is a miss of its head.
+    refresh_mixed_groups: where one head of a group misses, let every head of it attend exactly.
+
+    Controls: amend=false sets r = 0. match_on="post_rope" compares rotated queries. match=
+    "previous" reuses t - 1 without looking (exact at every `refresh_every`-th step);
+    "random_lag" keeps MAC's hits but draws each lag from the lags accepted so far in that layer and
+    head; "random" keeps the hits and draws the row uniformly.
+    """
+
+    name: ClassVar[str] = "mac"
+    tau: float | list[float] = 0.45
+    K: int = 1024
+    r: int = 256
+    amend: bool = True
+    match: str = "nearest"
+    match_on: str = "pre_rope"
+    refresh_every: int = 0
+    refresh_mixed_groups: bool = False
+    max_chain: int | None = None
+    sink: int = 0
+    min_context: int = 0
+    needs: Needs = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for tau in self.tau if isinstance(self.tau, list) else [self.tau]:
+            if not 0 <= tau <= 1:
+                raise MacbenchError(f"mac.tau={tau} must lie in [0, 1]; larger is stricter.")
+        for knob, least in (("K", 1), ("r", 0), ("sink", 0), ("refresh_every", 0)):
+            if getattr(self, knob) < least:
+                raise MacbenchError(f"mac.{knob}={getattr(self, knob)} must be at least {least}.")
+        if self.match not in MATCHES:
+            raise MacbenchError(f"mac.match={self.match}: {nearest(self.match, list(MATCHES))}")
+        if self.match_on not in ("pre_rope", "post_rope"):
+            raise MacbenchError(f"mac.match_on={self.match_on}: choose pre_rope or post_rope.")
+        self.needs = Needs(prompt_queries=self.K)
+        self.band = self.r if self.amend else 0
+
+    def check(self, geometry, length):
+        if isinstance(self.tau, list) and len(self.tau) != geometry.layers:
+            raise MacbenchError(
+                f"mac.tau lists {len(self.tau)} values but the model has {geometry.layers} layers."
+            )
+
+    def radius(self, layer: int, head_dim: int) -> float:
+        """L2 match radius sqrt(2 d) (1 - tau)."""
+        tau = self.tau[layer] if isinstance(self.tau, list) else self.tau
+        return math.sqrt(2 * head_dim) * (1 - tau)
+
+    def covered(self, position: Tensor) -> Tensor:
+        """E(x), the prefix end of the row of a query at `position`."""
+        return (position + 1 - self.band).clamp_min(0)
+
+    def allocate(self, geometry, slots, max_tokens):
+        self.geometry = geometry
+        rows = (geometry.layers, slots, geometry.q_heads, self.K)
+        device = geometry.device
+        self.queries = torch.zeros(*rows, geometry.head_dim, dtype=geometry.dtype, device=device)
+        self.outputs = torch.zeros_like(self.queries)
+        exact = torch.promote_types(geometry.dtype, torch.float32)
+        self.lse = torch.full(rows, -torch.inf, dtype=exact, device=device)
+        self.chain = torch.zeros(rows, dtype=torch.int32, device=device)
+        held = [self.queries, self.outputs, self.lse, self.chain]
+        if self.match == "random_lag":
+            self.lags = torch.zeros(*rows[:3], self.K, dtype=torch.int32, device=device)
+            self.accepted = torch.zeros(rows[:3], dtype=torch.int64, device=device)
+            held += [self.lags, self.accepted]
+        self.key = torch.zeros(slots, dtype=torch.int64, device=device)
+        return sum(x.numel() * x.itemsize for x in held) // slots
+
+    def begin(self, layer, slot, prompt, view):
+        """Fill the ring with the last K prompt positions, each row computed directly (no subtraction).
+
+        With a sink, rows cover [min(sink, E), E) from the start (the authors' code leaves prompt
+        rows empty then).
+        """
+        self.lse[layer, slot] = -torch.inf
+        self.chain[layer, slot] = 0
+        if self.match == "random_lag":
+            self.accepted[layer, slot] = 0
+        self.key[slot] = prompt.key
+        q = prompt.q[layer][-self.K :]
+        position = torch.arange(prompt.length - len(q), prompt.length, device=q.device)
+        out, lse = prompt.once(
+            ("mac rows", layer, self.K, self.band, self.sink),
+            lambda: self._prompt_rows(layer, slot, q, position, prompt.length, view),
+        )
+        matched = prompt.q_pre[layer][-self.K :] if self.match_on == "pre_rope" else q
+        at = position % self.K
+        self.queries[layer, slot, :, at] = matched.transpose(0, 1).to(self.queries.dtype)
+        self.outputs[layer, slot, :, at] = out.transpose(0, 1).to(self.outputs.dtype)
+        self.lse[layer, slot, :, at] = lse.T
+
+    def _prompt_rows(self, layer, slot, q, position, length, view):
+        ends = self.covered(position)
+        k, v = view.prompt(layer, slot, length)
+        used = max(length - self.band, 0)  # the last row's prefix end
+        k, v = k[:, :used], v[:, :used]
+        if used == 0:
+            empty = torch.full(q.shape[:2], -torch.inf, dtype=self.lse.dtype, device=q.device)
+            return torch.zeros_like(q), empty
+        return prefix_rows(q, k, v, ends.clamp_max(self.sink), ends, self.geometry.scale)
+
+    def attend(self, layer, q_pre, q, view, trace):
+        t = (view.lens - 1)[:, None]  # [B, 1] position of this query
+        matched = q_pre if self.match_on == "pre_rope" else q
+        p, distance, hit = self._decide(layer, matched, t, view)
+        p = self._control(layer, p, t, hit, view)
+        reused, depth = self._row(layer, p)
+
+        end = self.covered(t).expand_as(p)
+        start = torch.where(hit, self.covered(p), end.clamp_max(self.sink))
+        fresh = view.exact(layer, q, starts=start, ends=end)
+        row = select(hit, merge(reused, fresh), fresh)
+        depth = torch.where(hit, depth + 1, 0)
+        whole = row
+        if self.band:
+            whole = merge(whole, self._tail(layer, q, t, view))
+        if self.sink:
+            ends = start.clamp_max(self.sink)
+            first = view.exact(layer, q, starts=torch.zeros_like(ends), ends=ends)
+            whole = merge(whole, first)
+        self._store(layer, t, matched, row, depth)  # after every row of this step was read
+        self._report(layer, view, trace, t, start, hit, t - p, distance, depth)
+        return whole[0]
+
+    def _decide(self, layer: int, matched: Tensor, t: Tensor, view) -> tuple[Tensor, ...]:
+        """Which row each head may reuse: p, its L2 distance and hit, [B, Hq] each."""
+        if self.match == "previous":
+            p = (t - 1).clamp_min(0).expand(matched.shape[:2])
+            distance = torch.zeros(p.shape, device=p.device)
+            close = (t >= 1).expand_as(p)
+            if self.refresh_every:
+                close = close & ((view.step + 1) % self.refresh_every != 0)[:, None]
+        else:
+            p, distance = self._nearest(layer, matched, t)
+            close = distance < self.radius(layer, matched.shape[-1])
+        at = (p % self.K)[..., None]
+        hit = close & self.lse[layer].gather(2, at).squeeze(-1).isfinite() & (t >= self.min_context)
+        if self.max_chain is not None:
+            hit = hit & (self.chain[layer].gather(2, at).squeeze(-1) < self.max_chain)
+        if self.refresh_mixed_groups:
+            hit = self._whole_groups(hit)
+        return p, distance, hit
+
+    def _nearest(self, layer: int, matched: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The closest of the queries at positions [max(t - K, 0), t); the oldest among equals."""
+        wide = torch.promote_types(matched.dtype, torch.float32)
+        squared = self.queries[layer].to(wide).sub(matched[:, :, None].to(wide)).square().sum(-1)
+        slot = torch.arange(self.K, device=t.device)
+        position = (t - 1 - (t - 1 - slot) % self.K)[:, None]  # [B, 1, K]: newest x < t, x = slot mod K
+        squared = squared.masked_fill(position < 0, torch.inf)
+        best = squared.amin(-1, keepdim=True)
+        p = position.masked_fill(squared != best, NEVER).amin(-1)
+        return p.clamp(0).minimum(t), best.squeeze(-1).sqrt()
+
+    def _whole_groups(self, hit: Tensor) -> Tensor:
+        """hit [B, Hq], kept only where every query head of the group hits."""
+        grouped = hit.view(len(hit), self.geometry.kv_heads, -1)
+        return grouped.all(-1, keepdim=True).expand_as(grouped).reshape(hit.shape)
+
+    def _control(self, layer: int, p: Tensor, t: Tensor, hit: Tensor, view) -> Tensor:
+        """The row really used: p, or for the random controls another one that is valid."""
+        if self.match not in ("random", "random_lag"):
+            return p
+        head = torch.arange(p.shape[1], device=p.device)
+        draw = uniform(self.key[:, None], view.step[:, None], layer, head)
+        oldest = (t - self.K).clamp_min(self.band + self.sink)  # older rows are gone or empty
+        if self.match == "random":
+            return torch.where(hit, oldest + (draw * (t - oldest)).long(), p)
+        # one more accepted lag, kept by reservoir-free overwriting: the newest K are the pool
+        accepted = self.accepted[layer]
+        at = (accepted % self.K)[..., None]
+        held = self.lags[layer].gather(2, at).squeeze(-1)
+        self.lags[layer].scatter_(2, at, torch.where(hit, t - p, held).int()[..., None])
+        accepted += hit
+        pool = accepted.clamp(1, self.K)
+        lag = self.lags[layer].gather(2, (draw * pool).long()[..., None]).squeeze(-1)
+        return torch.where(hit, (t - lag).maximum(oldest), p)
+
+    def _row(self, layer: int, p: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The stored summary (o, lse) and chain depth of position p [B, Hq]."""
+        at = (p % self.K)[..., None]
+        out = self.outputs[layer].gather(2, at[..., None].expand(-1, -1, -1, self.geometry.head_dim))
+        lse = self.lse[layer].gather(2, at).squeeze(-1)
+        return (out.squeeze(2).to(lse.dtype), lse), self.chain[layer].gather(2, at).squeeze(-1)
+
+    def _tail(self, layer: int, q: Tensor, t: Tensor, view) -> tuple[Tensor, Tensor]:
+        """Fresh attention over [E(t), t], at most r tokens."""
+        start = self.covered(t)
+        tokens = start + torch.arange(min(self.band, view.bound), device=t.device)
+        heads = (len(t), self.geometry.kv_heads)
+        tokens = tokens.minimum(t)[:, None].expand(*heads, -1)
+        return view.exact(layer, q, tokens=tokens, counts=(t + 1 - start).expand(heads))
+
+    def _store(self, layer: int, t: Tensor, query: Tensor, row: tuple[Tensor, Tensor], depth: Tensor):
+        at = (t % self.K).expand(query.shape[:2])[..., None]
+        wide = at[..., None].expand(*at.shape, query.shape[-1])
+        self.queries[layer].scatter_(2, wide, query[:, :, None].to(self.queries.dtype))
+        self.outputs[layer].scatter_(2, wide, row[0][:, :, None].to(self.outputs.dtype))
+        self.lse[layer].scatter_(2, at, row[1][..., None].to(self.lse.dtype))
+        self.chain[layer].scatter_(2, at, depth[..., None].to(self.chain.dtype))
+
+    def _report(self, layer, view, trace, t, start, hit, gap, distance, depth) -> None:
+        geometry, seen = self.geometry, t + 1
+        skipped = start.masked_fill(~hit, 0)
+        grouped = skipped.view(len(t), geometry.kv_heads, -1).amin(-1)  # a miss: everything is read
+        size = geometry.head_dim * geometry.dtype.itemsize
+        scanned = (t >= self.min_context) * (0 if self.match == "previous" else self.K * size)
+        trace.read(
+            layer,
+            view,
+            head_tokens=seen - skipped + skipped.clamp_max(self.sink),
+            kv_tokens=seen - grouped + grouped.clamp_max(self.sink),
+            meta_bytes=geometry.group * (scanned + size + 4),
+        )
+        trace.add(layer, "hit", hit)
+        trace.add(layer, "distance", distance.masked_fill(~hit, 0))
+        trace.add(layer, "gap", gap.masked_fill(~hit, 0))
+        trace.add(layer, "skip", skipped / seen)
+        trace.add(layer, "depth", depth)
+        whole = hit.view(len(t), geometry.kv_heads, -1).all(-1)
+        trace.add(layer, "group_hit", whole, heads="kv")

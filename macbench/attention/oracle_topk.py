@@ -1,0 +1,64 @@
+"""Oracle top-k: exact attention over the keys with the highest true scores. A bound, not a method.
+
+It looks at every key to choose `tokens` * N of them, so its honest byte budget is (S + U) / 2S: all
+K to score, then V of the U chosen and K of them again. Softmax is renormalised over the chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from macbench.attention.base import Method
+from macbench.attention.budget import check_share
+from macbench.attention.select import group_mean, union
+
+
+@dataclass
+class OracleTopK(Method):
+    """tokens: share of the prompt's tokens attended; shared: one set per KV head (its group's mean
+    attention probability) instead of one per query head, whose union is charged."""
+
+    name: ClassVar[str] = "oracle_topk"
+    control: ClassVar[bool] = True
+    tokens: float = 0.2
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        check_share("oracle_topk.tokens", self.tokens)
+
+    def allocate(self, geometry, slots, max_tokens):
+        self.geometry = geometry
+        self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
+        self.most = [1] * slots
+        return 0
+
+    def begin(self, layer, slot, prompt, view):
+        self.most[slot] = max(int(self.tokens * prompt.length), 1)
+        if self.tokens >= 1:
+            self.most[slot] = prompt.length + prompt.max_new
+        if layer == 0:
+            self.kept[slot] = self.most[slot]
+
+    def attend(self, layer, q_pre, q, view, trace):
+        kv_heads = self.geometry.kv_heads
+        kept = torch.minimum(self.kept, view.lens)
+        scores = view.logits(layer, q)
+        if self.shared:
+            # a masked key has probability 0, as has one that underflows: order it behind
+            scores = group_mean(scores.softmax(-1), kv_heads)
+            position = torch.arange(scores.shape[-1], device=q.device)
+            scores = scores.masked_fill(position >= view.lens[:, None, None], -1.0)
+        size = scores.shape[-1]
+        chosen = scores.topk(min(max(self.most), size), dim=-1).indices
+        counts = kept[:, None].expand(chosen.shape[:2])
+        loaded = union(chosen, counts, size, kv_heads).sum(-1)
+        trace.read(
+            layer, view, head_tokens=kept[:, None], kv_tokens=(view.lens[:, None] + loaded) / 2
+        )
+        return view.exact(layer, q, tokens=chosen, counts=counts)[0]
+
+    def witness(self, totals):
+        return totals["head_tokens"] < totals["context_head"]

@@ -1,0 +1,61 @@
+"""Random tokens: the control that any selection method must beat at the same number of tokens.
+
+Each KV head of each layer reads, at every step, the first `sink` and the last `recent` tokens and
+uniformly random others, `tokens` * N in all. A draw depends on (sample, step, layer, head) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from macbench.attention.base import Method
+from macbench.attention.budget import check_share
+from macbench.attention.rng import uniform
+
+
+@dataclass
+class RandomTokens(Method):
+    """tokens: share of the prompt's tokens read at each step, sink and recent included."""
+
+    name: ClassVar[str] = "random"
+    control: ClassVar[bool] = True
+    tokens: float = 0.2
+    sink: int = 4
+    recent: int = 64
+
+    def __post_init__(self) -> None:
+        check_share("random.tokens", self.tokens)
+
+    def floor(self, geometry, length):
+        return (self.sink + self.recent) / length
+
+    def allocate(self, geometry, slots, max_tokens):
+        self.geometry = geometry
+        self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
+        self.key = torch.zeros(slots, dtype=torch.int64, device=geometry.device)
+        self.most = [1] * slots
+        return 0
+
+    def begin(self, layer, slot, prompt, view):
+        self.most[slot] = max(int(self.tokens * prompt.length), self.sink + self.recent)
+        if self.tokens >= 1:
+            self.most[slot] = prompt.length + prompt.max_new
+        if layer == 0:
+            self.kept[slot], self.key[slot] = self.most[slot], prompt.key
+
+    def attend(self, layer, q_pre, q, view, trace):
+        kept = torch.minimum(self.kept, view.lens)
+        position = torch.arange(view.bound, device=q.device)
+        head = torch.arange(self.geometry.kv_heads, device=q.device)[:, None]
+        sample, step = self.key[:, None, None], view.step[:, None, None]
+        draw = uniform(sample, step, layer, head, position)  # [B, Hkv, N]
+        lens = view.lens[:, None, None]
+        always = (position < self.sink) | (position >= lens - self.recent)
+        draw = draw.masked_fill(always, 2.0).masked_fill(position >= lens, -1.0)
+        tokens = draw.topk(min(max(self.most), view.bound), dim=-1).indices
+        counts = kept[:, None].expand(tokens.shape[:2])
+        trace.read(layer, view, head_tokens=kept[:, None], kv_tokens=kept[:, None])
+        return view.exact(layer, q, tokens=tokens, counts=counts)[0]

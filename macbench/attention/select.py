@@ -1,0 +1,24 @@
+"""What selection methods share: top-k lists and how many distinct tokens a group loads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_mean(scores: Tensor, kv_heads: int) -> Tensor:
+    """[B, Hq, N] -> mean over each group's query heads, [B, Hkv, N]."""
+    b, _, n = scores.shape
+    return scores.view(b, kv_heads, -1, n).mean(2)
+
+
+def union(chosen: Tensor, counts: Tensor, size: int, kv_heads: int) -> Tensor:
+    """Which of `size` items a KV head's group loads when its heads choose for themselves.
+
+    chosen [B, H, n] item numbers of which the first counts [B, H] hold -> bool [B, Hkv, size].
+    """
+    b, heads, n = chosen.shape
+    valid = torch.arange(n, device=chosen.device) < counts[..., None]
+    loaded = torch.zeros(b, heads, size, dtype=torch.int32, device=chosen.device)
+    loaded.scatter_add_(2, chosen, valid.to(torch.int32))
+    return loaded.view(b, kv_heads, heads // kv_heads, size).sum(2) > 0

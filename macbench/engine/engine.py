@@ -1,0 +1,249 @@
+"""One block of samples through one model and several methods."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from macbench.attention.base import Method, Prompt
+from macbench.engine.cache import PagedCache
+from macbench.engine.decode import Rows, decode, views
+from macbench.engine.prefill import prefill
+from macbench.engine.sampling import Decoding, choose
+from macbench.measure.trace import Trace
+
+if TYPE_CHECKING:
+    from macbench.models import Model
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample for the engine."""
+
+    tokens: list[int]  # the whole prompt
+    max_new: int
+    key: int  # identifies (task, sample, seed) for everything random
+    hold: int = 0  # last prompt tokens decoded through the method instead of prefilled
+    question: int | None = None  # token index where the question starts
+
+
+@dataclass
+class Answer:
+    """One method's answer to one request."""
+
+    tokens: list[int]  # generated, without the stop token
+    stopped: str  # "stop" or "length"
+    reads: dict  # Trace.fetch of the row
+    prefill_s: float  # of the sample, shared by all methods
+    decode_s: float  # of the block, shared by all its rows
+
+
+class Engine:
+    """Memory for `slots` samples and their forks; sized once, used for any number of blocks.
+
+    max_prompt counts whole prompts, max_hold the prompt tokens that are decoded instead.
+    resident[m]: bytes method m holds for one sample, on top of the KV cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        methods: Sequence[Method],
+        slots: int,
+        max_prompt: int,
+        max_new: int,
+        max_hold: int = 0,
+        decoding: Decoding | None = None,
+        chunk: int = 4096,
+    ):
+        self.model, self.methods, self.slots = model, list(methods), slots
+        self.decoding = decoding or Decoding()
+        self.chunk = chunk
+        longest = max_prompt + max_new
+        model.prepare(longest)
+        rows = slots * len(self.methods)
+        self.cache = PagedCache(model.geometry, slots, rows, max_prompt, max_hold + max_new)
+        self.resident = [m.allocate(model.geometry, slots, longest) for m in self.methods]
+        self.keep = max(m.needs.prompt_queries for m in self.methods)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held: the pools and what the methods took."""
+        return self.cache.bytes + self.slots * sum(self.resident)
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        """Answers [method][sample] for exactly `slots` requests."""
+        assert len(requests) == self.slots, "an engine runs full blocks; make one of the right size"
+        device = self.model.geometry.device
+        hold = [min(r.hold, len(r.tokens) - 1) for r in requests]
+        lengths = [len(r.tokens) - h for r, h in zip(requests, hold, strict=True)]
+        prompts, firsts, seconds = [], [], []
+        for slot, request in enumerate(requests):
+            began = time.perf_counter()
+            prompt, first = self._prefill(slot, request, lengths[slot])
+            prompts.append(prompt)
+            firsts.append(first)
+            seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        self._fork(lengths)
+        rows = self._rows(requests, lengths, hold, firsts)
+        self._begin(prompts, rows, max(lengths))
+        traces = [self._trace() for _ in self.methods]
+        steps = max(h + r.max_new - 1 for r, h in zip(requests, hold, strict=True))
+        sampled = decode(
+            self.model,
+            self.cache,
+            rows,
+            self.methods,
+            traces,
+            self.decoding,
+            max(lengths),
+            steps,
+        ).tolist()
+        decode_s = time.perf_counter() - began
+        stop = set(self.model.stop_ids)
+        answers: list[list[Answer]] = []
+        for m, method in enumerate(self.methods):
+            answers.append([])
+            for slot, request in enumerate(requests):
+                first = [] if hold[slot] else [int(firsts[slot])]
+                rest = sampled[m * self.slots + slot][max(hold[slot] - 1, 0) :]
+                tokens = (first + rest)[: request.max_new]
+                end = next((i for i, token in enumerate(tokens) if token in stop), None)
+                answers[m].append(
+                    Answer(
+                        tokens=tokens[:end],
+                        stopped="length" if end is None else "stop",
+                        reads=traces[m].fetch(slot),
+                        prefill_s=seconds[slot],
+                        decode_s=decode_s,
+                    )
+                )
+                method.end(slot)
+        return answers
+
+    def sharing(self, requests: Sequence[Request], steps: int = 2) -> dict[str, float]:
+        """What decoding all methods together saves, measured after `run` on the same requests.
+
+        Seconds per sample and step: `shared`, all methods in one batch; `alone`, the sum over
+        methods of each one's own best, at one row per sample or at as many rows as the shared
+        batch. Timing only: the methods' state is overwritten.
+        """
+        count = len(self.methods)
+        together = self._time(self.methods, requests, steps) / self.slots
+        alone = 0.0
+        for method in self.methods:
+            narrow = self._time([method], requests, steps) / self.slots
+            broad = self._time([method] * count, requests, steps) / (self.slots * count)
+            alone += min(narrow, broad)
+        return {"shared": together, "alone": alone}
+
+    def _time(self, methods: list[Method], requests: Sequence[Request], steps: int) -> float:
+        """Seconds of one decode step of these methods' rows (best of `steps`)."""
+        best = float("inf")
+        for _ in range(steps + 1):  # the first warms up
+            lengths = [len(r.tokens) - r.hold for r in requests]
+            rows = self._rows(requests, lengths, [0] * self.slots, [0] * self.slots)
+            part = slice(0, len(methods) * self.slots)
+            rows = Rows(**{name: value[part] for name, value in vars(rows).items()})
+            rows.live.fill_(True)
+            traces = [self._trace() for _ in methods]
+            began = time.perf_counter()
+            decode(self.model, self.cache, rows, methods, traces, self.decoding, max(lengths), 1)
+            self._wait()
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    def _wait(self) -> None:
+        device = self.model.geometry.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def _trace(self) -> Trace:
+        g = self.model.geometry
+        return Trace(g.layers, self.slots, g.q_heads, g.kv_heads, g.device)
+
+    def _prefill(self, slot: int, request: Request, length: int) -> tuple[Prompt, torch.Tensor]:
+        """Prefill all but the held tokens; the first generated token where nothing is held."""
+        device = self.model.geometry.device
+        tokens = torch.tensor(request.tokens[:length], device=device)
+        watching = [m for m in self.methods if m.needs.observe]
+
+        def observe(layer, q_pre, q, lse, start):
+            for method in watching:
+                method.observe(layer, slot, q_pre, q, lse, start)
+
+        regime = self.model.regime(len(request.tokens) + request.max_new)
+        hidden, q_pre, q = prefill(
+            self.model,
+            self.cache,
+            slot,
+            tokens,
+            regime,
+            self.chunk,
+            self.keep,
+            observe if watching else None,
+        )
+        key, none = torch.tensor([request.key], device=device), torch.zeros(1, device=device).long()
+        first = choose(self.model.logits(hidden[None]), self.decoding, key, none)[0]
+        self._wait()
+        held = len(request.tokens) - length
+        question = length if request.question is None else min(request.question, length)
+        prompt = Prompt(length, held + request.max_new, question, request.key, q_pre, q)
+        return prompt, first
+
+    def _rows(self, requests, lengths, hold, firsts) -> Rows:
+        device = self.model.geometry.device
+        width = max(1, *hold)
+        pending = torch.zeros(self.slots, width, dtype=torch.int64)
+        for slot, request in enumerate(requests):
+            if hold[slot]:
+                pending[slot, : hold[slot]] = torch.tensor(request.tokens[-hold[slot] :])
+            else:
+                pending[slot, 0] = firsts[slot]
+        limit = [r.max_new for r in requests]
+        made = [0 if h else 1 for h in hold]
+        stop = set(self.model.stop_ids)
+        live = [
+            bool(h) or (n > 1 and int(f) not in stop)
+            for h, n, f in zip(hold, limit, firsts, strict=True)
+        ]
+        regimes = [self.model.regime(len(r.tokens) + r.max_new) for r in requests]
+
+        def every(values) -> torch.Tensor:  # the same for each method's rows
+            one = torch.as_tensor(values)
+            return one.repeat(len(self.methods), *[1] * (one.dim() - 1)).to(device)
+
+        return Rows(
+            table=self.cache.table,
+            lens=every(lengths),
+            step=every([0] * self.slots),
+            live=every(live),
+            pending=every(pending),
+            waiting=every([max(h, 1) for h in hold]),
+            made=every(made),
+            limit=every(limit),
+            regimes=every(regimes),
+            keys=every([r.key for r in requests]),
+        )
+
+    def _fork(self, lengths: list[int]) -> None:
+        for row in range(self.slots * len(self.methods)):
+            slot = row % self.slots
+            self.cache.fork(row, slot, lengths[slot])
+
+    def _begin(self, prompts: list[Prompt], rows: Rows, bound: int) -> None:
+        forks = views(self.cache, rows, len(self.methods), self.slots)
+        for fork in forks:
+            fork.bound = bound
+        for slot, prompt in enumerate(prompts):
+            for layer in range(self.model.geometry.layers):
+                for method, fork in zip(self.methods, forks, strict=True):
+                    method.begin(layer, slot, prompt, fork)
+                prompt.shared.clear()
+            prompt.q_pre, prompt.q = [], []  # large: K queries of every layer

@@ -1,0 +1,353 @@
+"""A run: cells that share model, task and length decode together, and every answer is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from macbench import store, tasks
+from macbench.attention import Geometry, Method, create
+from macbench.engine import Answer, Decoding, Engine, Request
+from macbench.errors import MacbenchError
+from macbench.models import Model, Source, load
+from macbench.tasks.base import Sample, Task
+
+if TYPE_CHECKING:
+    from macbench.config import MethodSpec, RunConfig
+    from macbench.progress import Progress
+
+SCHEMA = 1  # of identities and rows; raised when either changes meaning
+
+
+@dataclass
+class Group:
+    """Cells that share model, task and length: one prefill per sample."""
+
+    task: Task
+    task_name: str
+    length: int
+    samples: list[Sample]
+    requests: list[Request]
+
+
+@dataclass
+class Totals:
+    """What a run did, for runs.jsonl."""
+
+    samples: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    steps: float = 0.0  # decode steps of all rows
+    repeat_mismatch: int = 0  # re-decoded rows that differ from what is stored
+    failed: list[str] = field(default_factory=list)
+    sharing: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: RunConfig, progress: Progress) -> int:
+    """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed."""
+    began = time.time()
+    check_backend(config.backend)
+    store.check_writable(config.out)
+    model = load(Source(**config.model))
+    if model.text is None:
+        raise MacbenchError(
+            f"model {model.name} has no tokenizer, so it cannot answer prompts; it serves latency "
+            "benchmarks only."
+        )
+    for length in config.lengths:
+        model.prepare(length)
+        for spec in config.cells:
+            reachable(spec, model.geometry, length, config.unreachable)
+    groups = list(make_groups(config, model, progress))
+    totals = Totals()
+    progress.start(sum(len(g.samples) for g in groups))
+    for group in groups:
+        run_group(config, model, group, totals, progress)
+    progress.stop()
+    record_run(config, totals, began)
+    return 1 if totals.failed else 0
+
+
+def check_backend(backend: str) -> None:
+    """Only torch attends so far; a GPU backend is refused in a sentence, never replaced silently."""
+    if backend in ("auto", "torch"):
+        return
+    if not torch.cuda.is_available():
+        raise MacbenchError(
+            f"backend={backend} needs a CUDA GPU and none was found; use backend=torch."
+        )
+    raise MacbenchError(
+        f"backend={backend} has no kernels for these methods in this version; use backend=torch."
+    )
+
+
+def reachable(
+    spec: MethodSpec, geometry: Geometry, length: int, unreachable: str
+) -> tuple[Method, float | None]:
+    """The method at this length, and its floor where it has to run at it.
+
+    A budget below the floor is refused, or with unreachable=floor raised to the floor.
+    """
+    method = create(spec.name, spec.knobs)
+    method.check(geometry, length)
+    floor = method.floor(geometry, length)
+    knob = "budget" if "budget" in spec.knobs else "tokens"
+    if floor is None or spec.knobs[knob] >= floor:
+        return method, None
+    if unreachable != "floor":
+        raise MacbenchError(
+            f"{spec.name}.{knob}={spec.knobs[knob]} is below what the method can reach at {length} "
+            f"tokens, {floor:.1%}; ask for more, or add unreachable=floor to run it there."
+        )
+    return create(spec.name, {**spec.knobs, knob: min(1.0, floor)}), floor
+
+
+def make_groups(config: RunConfig, model: Model, progress: Progress):
+    """Every (length, task) with its samples rendered into tokens."""
+    for length in config.lengths:
+        for name in config.tasks:
+            task = tasks.get(name, **config.task_knobs.get(name, {}))
+            try:
+                samples = list(task.samples(model.text, length, config.seed, config.limit))
+            except tasks.LengthUnfit as error:
+                if len(config.tasks) == 1:
+                    raise
+                progress.note(f"skipped {name} at {length}: {error}")
+                continue
+            requests = [request(config, model, name, sample) for sample in samples]
+            yield Group(task, name, length, samples, requests)
+
+
+def request(config: RunConfig, model: Model, task: str, sample: Sample) -> Request:
+    assert model.text is not None
+    tokens = model.text.encode(sample.prompt, sample.answer_prefix)
+    question = hold = 0
+    if config.hold == "question":
+        question = model.text.question_tokens(sample.prompt, sample.answer_prefix, sample.question)
+        hold = len(tokens) - question
+    else:
+        hold, question = int(config.hold), len(tokens)
+    digest = hashlib.sha256(f"{task}/{sample.id}/{config.seed}".encode()).digest()
+    return Request(
+        tokens=tokens,
+        max_new=config.max_new or sample.max_new_tokens,
+        key=int.from_bytes(digest[:4], "big") >> 1,
+        hold=hold,
+        question=question,
+    )
+
+
+def run_group(
+    config: RunConfig, model: Model, group: Group, totals: Totals, progress: Progress
+) -> None:
+    """All cells of one (task, length), block by block; rows are on disk after each block."""
+    with ExitStack() as stack:
+        methods, cells = [], []
+        for spec in config.cells:
+            method, floor = reachable(spec, model.geometry, group.length, config.unreachable)
+            identity = identify(config, model, group, spec, method)
+            about = describe(config, model, group, spec, floor)
+            parts = [model.name, group.task_name, str(group.length), spec.label]
+            name = store.cell_name(parts, identity)
+            methods.append(method)
+            cells.append(stack.enter_context(store.open_cell(config.out, name, identity, about)))
+        engine: Engine | None = None
+        for start in range(0, len(group.samples), config.block):
+            block = range(start, min(start + config.block, len(group.samples)))
+            if all(group.samples[i].index in cell.rows for i in block for cell in cells):
+                progress.advance(len(block))
+                continue
+            try:
+                if engine is None or engine.slots != len(block):
+                    engine = None  # give the memory back first
+                    engine = make_engine(config, model, group, methods, len(block))
+                requests = [group.requests[i] for i in block]
+                answers = engine.run(requests)
+                if not totals.sharing and len(methods) > 1:
+                    totals.sharing = engine.sharing(requests)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                engine = None
+                reason = (
+                    f"out of memory at {group.length} tokens with {len(block)} samples x "
+                    f"{len(methods)} methods; lower block= or length=, or run fewer methods at once"
+                )
+                for cell in cells:
+                    cell.fail(reason)
+                totals.failed.append(f"{group.task_name} at {group.length}: {reason}")
+                progress.note(f"failed {group.task_name} at {group.length}: {reason}")
+                return
+            keep(model, group, block, methods, engine, answers, cells, totals)
+            progress.advance(len(block))
+        for cell in cells:
+            cell.finish()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error)  # torch's CPU allocator raises a plain RuntimeError
+    )
+
+
+def make_engine(
+    config: RunConfig, model: Model, group: Group, methods: Sequence[Method], slots: int
+) -> Engine:
+    return Engine(
+        model,
+        methods,
+        slots=slots,
+        max_prompt=max(len(r.tokens) for r in group.requests),
+        max_new=max(r.max_new for r in group.requests),
+        max_hold=max(r.hold for r in group.requests),
+        decoding=Decoding(**config.decoding),
+    )
+
+
+def keep(
+    model: Model,
+    group: Group,
+    block: range,
+    methods: Sequence[Method],
+    engine: Engine,
+    answers: list[list[Answer]],
+    cells: Sequence[store.Cell],
+    totals: Totals,
+) -> None:
+    """Score a block and append the rows that are missing."""
+    for m, cell in enumerate(cells):
+        for slot, i in enumerate(block):
+            sample, answer = group.samples[i], answers[m][slot]
+            row = make_row(model, group, i, methods[m], engine.resident[m], slot, answer)
+            totals.steps += row["steps"]
+            if sample.index in cell.rows:
+                old = cell.rows[sample.index]
+                totals.repeat_mismatch += old["output"] != row["output"]
+                continue
+            cell.append(row, {"index": sample.index, "id": sample.id, **answer.reads})
+    totals.samples += len(block)
+    totals.prefill_s += sum(a.prefill_s for a in answers[0])
+    totals.decode_s += answers[0][0].decode_s
+
+
+def make_row(
+    model: Model, group: Group, i: int, method: Method, resident: int, slot: int, answer: Answer
+) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    assert model.text is not None
+    sample, request, reads, g = group.samples[i], group.requests[i], answer.reads, model.geometry
+    output = model.text.decode(answer.tokens)
+    score = group.task.score(sample, output)
+    sums = {
+        name: float(sum(map(sum, reads.get(name, ()))))
+        for name in ("head_tokens", "kv_tokens", "meta_bytes")
+    }
+    context = {
+        "context_head": reads["context"] * g.layers * g.q_heads,
+        "context_kv": reads["context"] * g.layers * g.kv_heads,
+    }
+    held = len(request.tokens) + len(answer.tokens)
+    token_bytes = g.token_bytes * g.kv_heads * g.layers
+    kept = method.capacity(slot, held) * token_bytes + resident
+    return {
+        "index": sample.index,
+        "id": sample.id,
+        "cluster": sample.cluster,
+        "source": sample.source,
+        "prompt_tokens": len(request.tokens),
+        "prompt_sha": hashlib.sha256(json.dumps(request.tokens).encode()).hexdigest()[:16],
+        "hold": request.hold,
+        "references": list(sample.references),
+        "output": output,
+        "new_tokens": len(answer.tokens),
+        "stopped": answer.stopped,
+        "score": score.value,
+        "details": score.details,
+        "steps": reads["steps"],
+        "context": reads["context"],
+        **sums,
+        **context,
+        "resident": kept / (held * token_bytes),
+        "acted": reads["steps"] == 0 or method.witness({**sums, **context}),
+        "extra": sample.extra,
+        "time": {"prefill_s": answer.prefill_s, "decode_s": answer.decode_s},
+    }
+
+
+def identify(
+    config: RunConfig, model: Model, group: Group, spec: MethodSpec, method: Method
+) -> dict[str, Any]:
+    """All that determines a cell's numbers, and nothing else."""
+    knobs = {f.name: getattr(method, f.name) for f in fields(method) if f.init}  # type: ignore[arg-type]
+    return {
+        "schema": SCHEMA,
+        "model": {"name": model.name, "weights": model.weights},
+        "dtype": str(model.geometry.dtype).removeprefix("torch."),
+        "task": {
+            "name": group.task_name,
+            "version": group.task.version,
+            "knobs": config.task_knobs.get(group.task_name, {}),
+        },
+        "length": group.length,
+        "seed": config.seed,
+        "hold": config.hold,
+        "max_new": config.max_new,
+        "decoding": config.decoding,
+        "method": {"name": spec.name, "version": method.version, "knobs": knobs},
+    }
+
+
+def describe(
+    config: RunConfig, model: Model, group: Group, spec: MethodSpec, floor: float | None
+) -> dict[str, Any]:
+    """How a cell is presented; changes no number."""
+    g = model.geometry
+    asked = {k: spec.knobs[k] for k in ("budget", "tokens", "tau") if k in spec.knobs}
+    sources = {s.source for s in group.samples}
+    notes = [*model.notes, *(f"source={s}" for s in sorted(sources))]
+    return {
+        "label": spec.label,
+        "method": spec.name,
+        "variant": spec.variant,
+        "asked": asked,
+        "control": create(spec.name, spec.knobs).control,
+        "notes": notes,
+        "floor": floor,
+        "block": config.block,
+        "geometry": {
+            "layers": g.layers,
+            "q_heads": g.q_heads,
+            "kv_heads": g.kv_heads,
+            "head_dim": g.head_dim,
+            "token_bytes": g.token_bytes,
+        },
+    }
+
+
+def record_run(config: RunConfig, totals: Totals, began: float) -> None:
+    """Append what this invocation did to OUT/runs.jsonl: times, sharing, memory, failures."""
+    line = {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        "wall_s": round(time.time() - began, 2),
+        "peak_bytes": peak_memory(),
+        **asdict(totals),
+    }
+    with Path(config.out, "runs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where one was used, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,56 @@
+"""The contract of a task: samples in, text out, score back. Tasks know no model and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+
+class Renderer(Protocol):
+    """Turns a user turn and an answer prefix into the model's own prompt tokens.
+
+    The chat template of the model is applied to `user`; `answer_prefix` follows the generation
+    prompt, so the model continues it.
+    """
+
+    def encode(self, user: str, answer_prefix: str = "") -> list[int]: ...
+
+    def count(self, user: str, answer_prefix: str = "") -> int: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with what is needed to score its answer."""
+
+    index: int  # 0-based within the task: sample i of a seed is the same whatever the limit
+    id: str  # unique within the task
+    prompt: str  # the user's turn
+    answer_prefix: str
+    question: int  # character offset in `prompt` where the question starts (hold=question)
+    references: tuple[str, ...]
+    max_new_tokens: int
+    cluster: str  # samples that share a text: the unit of resampling
+    source: str  # "official", "embedded" or "synthetic" (generated, no text behind it)
+    extra: dict[str, Any] = field(default_factory=dict)  # kept in the sample's row
+
+
+@dataclass(frozen=True)
+class Score:
+    """value in [0, 1]; details go into the sample's row."""
+
+    value: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    name: ClassVar[str]
+    version: ClassVar[int]  # raised by any edit that changes samples or scores
+
+    def samples(self, text: Renderer, length: int, seed: int, limit: int) -> Iterator[Sample]:
+        """The first `limit` samples at this length, in order; reproducible from `seed` alone."""
+        ...
+
+    def score(self, sample: Sample, output: str) -> Score:
+        """Score the generated text (without the answer prefix)."""
+        ...
