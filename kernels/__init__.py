@@ -1,1 +1,1 @@
-"""Attention over the paged KV cache: torch references, and the kernels that must agree with them."""
+"""Attention over the paged KV cache: torch references, and the kernels that agree with them."""

@@ -1,8 +1,8 @@
 """Exact attention over a paged KV cache in plain torch: the reference of every faster kernel.
 
-Pools are HND, `[pages, Hkv, 16, d]`. Seen as `[pages * Hkv, 16 * d]`, one KV head's page is one row,
-so a page table per KV head (or per query head) is a list of rows and selection needs no other layout.
-All arithmetic is fp32 (fp64 for fp64 inputs); an empty key set gives o = 0 and lse = -inf.
+Pools are HND, `[pages, Hkv, 16, d]`. Seen as `[pages * Hkv, 16 * d]`, one KV head's page is one
+row, so a page table per KV head (or per query head) is a list of rows and selection needs no other
+layout. All arithmetic is fp32 (fp64 for fp64 inputs); an empty key set gives o = 0 and lse = -inf.
 """
 
 from __future__ import annotations
@@ -30,26 +30,22 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def gather_pages(pool: Tensor, table: Tensor, pages: Tensor) -> Tensor:
-    """Rows of one head's tokens: pool [P, Hkv, 16, d], table [B, M], pages [B, H, n] (logical page
-    numbers, H = Hkv or Hq) -> [B, H, n * 16, d]."""
-    kv_heads, d = pool.shape[1], pool.shape[3]
-    b, heads, n = pages.shape
-    head = torch.arange(heads, device=pool.device) // (heads // kv_heads)
+def page_rows(table: Tensor, pages: Tensor, kv_heads: int) -> Tensor:
+    """Rows of `[pages * Hkv, 16 * d]` that hold the listed logical pages.
+
+    table [B, M], pages [B, H, n] with H = Hkv or Hq -> [B, H, n].
+    """
+    b, heads, _ = pages.shape
+    head = torch.arange(heads, device=pages.device) // (heads // kv_heads)
     physical = table[:, None].expand(b, heads, -1).gather(2, pages)
-    rows = physical * kv_heads + head[None, :, None]
-    flat = pool.reshape(-1, PAGE * d).index_select(0, rows.reshape(-1))
-    return flat.view(b, heads, n * PAGE, d)
+    return physical * kv_heads + head[:, None]
 
 
-def gather_tokens(pool: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
-    """pool [P, Hkv, 16, d], tokens [B, H, n] (positions, H = Hkv or Hq) -> [B, H, n, d]."""
-    kv_heads, d = pool.shape[1], pool.shape[3]
-    b, heads, n = tokens.shape
-    head = torch.arange(heads, device=pool.device) // (heads // kv_heads)
-    physical = table[:, None].expand(b, heads, -1).gather(2, tokens // PAGE)
-    rows = (physical * kv_heads + head[None, :, None]) * PAGE + tokens % PAGE
-    return pool.reshape(-1, d).index_select(0, rows.reshape(-1)).view(b, heads, n, d)
+def take(pool: Tensor, rows: Tensor, size: int) -> Tensor:
+    """Rows [B, H, n] of the pool seen as `[-1, size * d]`, as tokens [B, H, n * size, d]."""
+    d = pool.shape[-1]
+    b, heads, n = rows.shape
+    return pool.reshape(-1, size * d).index_select(0, rows.reshape(-1)).view(b, heads, n * size, d)
 
 
 def logits(q: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -84,7 +80,8 @@ def attend_range(
     position = torch.arange(pages * PAGE, device=k.device)
     mask = (position >= starts[..., None]) & (position < ends[..., None])
     mask = mask.view(b, kv_heads, -1, pages * PAGE)
-    return attend(q, gather_pages(k, table, every), gather_pages(v, table, every), mask, scale)
+    rows = page_rows(table, every, kv_heads)
+    return attend(q, take(k, rows, PAGE), take(v, rows, PAGE), mask, scale)
 
 
 def attend_pages(
@@ -97,12 +94,12 @@ def attend_pages(
     lens: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The first counts [B, H] of the listed pages [B, H, n], as far as they hold tokens (lens [B])."""
+    """The first counts [B, H] of the listed pages [B, H, n], up to the last token (lens [B])."""
     position = (pages[..., None] * PAGE + torch.arange(PAGE, device=k.device)).flatten(2)
     listed = torch.arange(pages.shape[2], device=k.device) < counts[..., None]
     mask = listed.repeat_interleave(PAGE, 2) & (position < lens[:, None, None])
-    keys, values = gather_pages(k, table, pages), gather_pages(v, table, pages)
-    return attend(q, keys, values, mask[:, :, None], scale)
+    rows = page_rows(table, pages, k.shape[1])
+    return attend(q, take(k, rows, PAGE), take(v, rows, PAGE), mask[:, :, None], scale)
 
 
 def attend_tokens(
@@ -110,8 +107,8 @@ def attend_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The first counts [B, H] of the listed positions [B, H, n]."""
     listed = torch.arange(tokens.shape[2], device=k.device) < counts[..., None]
-    keys, values = gather_tokens(k, table, tokens), gather_tokens(v, table, tokens)
-    return attend(q, keys, values, listed[:, :, None], scale)
+    rows = page_rows(table, tokens // PAGE, k.shape[1]) * PAGE + tokens % PAGE
+    return attend(q, take(k, rows, 1), take(v, rows, 1), listed[:, :, None], scale)
 
 
 def prefix_rows(

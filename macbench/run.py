@@ -77,7 +77,7 @@ def run(config: RunConfig, progress: Progress) -> int:
 
 
 def check_backend(backend: str) -> None:
-    """Only torch attends so far; a GPU backend is refused in a sentence, never replaced silently."""
+    """Only torch attends so far; a GPU backend is refused, never replaced silently."""
     if backend in ("auto", "torch"):
         return
     if not torch.cuda.is_available():

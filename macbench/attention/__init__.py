@@ -1,4 +1,4 @@
-"""The methods. Every module here with a `Method` subclass that has a name is one; none is listed."""
+"""The methods: every module here with a `Method` subclass that has a name is one."""
 
 from __future__ import annotations
 

@@ -91,8 +91,10 @@ class Method:
         self.geometry = geometry
         return 0
 
-    def observe(self, layer: int, slot: int, q_pre: Tensor, q: Tensor, lse: Tensor, start: int):
-        """Prefill chunk: queries q [T, Hq, d] at positions start..; keys [0, start+T) are cached."""
+    def observe(
+        self, layer: int, slot: int, q_pre: Tensor, q: Tensor, lse: Tensor, start: int
+    ) -> None:
+        """A prefill chunk: q [T, Hq, d] at positions start..; keys [0, start + T) are cached."""
 
     def begin(self, layer: int, slot: int, prompt: Prompt, view: View) -> None:
         """After the exact prefill of one slot: build ring, page bounds, kept tokens …"""

@@ -37,7 +37,7 @@ NEVER = 2**31 - 1
 
 @dataclass
 class Mac(Method):
-    """tau: threshold in [0, 1], one value or a list with one per layer. K: ring rows. r: band width.
+    """tau: threshold in [0, 1], or a list with one per layer. K: ring rows. r: band width.
 
     min_context: no match before this position (the authors' serving code uses 2048).
     sink: the first tokens, never part of a row, always attended freshly.
@@ -111,7 +111,7 @@ class Mac(Method):
         return sum(x.numel() * x.itemsize for x in held) // slots
 
     def begin(self, layer, slot, prompt, view):
-        """Fill the ring with the last K prompt positions, each row computed directly (no subtraction).
+        """Fill the ring with the last K prompt positions, each row computed without subtraction.
 
         With a sink, rows cover [min(sink, E), E) from the start (the authors' code leaves prompt
         rows empty then).
@@ -190,7 +190,9 @@ class Mac(Method):
         wide = torch.promote_types(matched.dtype, torch.float32)
         squared = self.queries[layer].to(wide).sub(matched[:, :, None].to(wide)).square().sum(-1)
         slot = torch.arange(self.K, device=t.device)
-        position = (t - 1 - (t - 1 - slot) % self.K)[:, None]  # [B, 1, K]: newest x < t, x = slot mod K
+        position = (t - 1 - (t - 1 - slot) % self.K)[
+            :, None
+        ]  # [B, 1, K]: newest x < t, x = slot mod K
         squared = squared.masked_fill(position < 0, torch.inf)
         best = squared.amin(-1, keepdim=True)
         p = position.masked_fill(squared != best, NEVER).amin(-1)
@@ -210,7 +212,7 @@ class Mac(Method):
         oldest = (t - self.K).clamp_min(self.band + self.sink)  # older rows are gone or empty
         if self.match == "random":
             return torch.where(hit, oldest + (draw * (t - oldest)).long(), p)
-        # one more accepted lag, kept by reservoir-free overwriting: the newest K are the pool
+        # the pool of lags: the newest K that were accepted, this one included
         accepted = self.accepted[layer]
         at = (accepted % self.K)[..., None]
         held = self.lags[layer].gather(2, at).squeeze(-1)
@@ -223,7 +225,9 @@ class Mac(Method):
     def _row(self, layer: int, p: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """The stored summary (o, lse) and chain depth of position p [B, Hq]."""
         at = (p % self.K)[..., None]
-        out = self.outputs[layer].gather(2, at[..., None].expand(-1, -1, -1, self.geometry.head_dim))
+        out = self.outputs[layer].gather(
+            2, at[..., None].expand(-1, -1, -1, self.geometry.head_dim)
+        )
         lse = self.lse[layer].gather(2, at).squeeze(-1)
         return (out.squeeze(2).to(lse.dtype), lse), self.chain[layer].gather(2, at).squeeze(-1)
 
@@ -235,7 +239,9 @@ class Mac(Method):
         tokens = tokens.minimum(t)[:, None].expand(*heads, -1)
         return view.exact(layer, q, tokens=tokens, counts=(t + 1 - start).expand(heads))
 
-    def _store(self, layer: int, t: Tensor, query: Tensor, row: tuple[Tensor, Tensor], depth: Tensor):
+    def _store(
+        self, layer: int, t: Tensor, query: Tensor, row: tuple[Tensor, Tensor], depth: Tensor
+    ):
         at = (t % self.K).expand(query.shape[:2])[..., None]
         wide = at[..., None].expand(*at.shape, query.shape[-1])
         self.queries[layer].scatter_(2, wide, query[:, :, None].to(self.queries.dtype))

@@ -21,7 +21,7 @@ import torch
 from macbench.attention.base import Method
 from macbench.attention.budget import check_share
 from macbench.attention.select import union
-from macbench.kernels.paged import PAGE
+from macbench.kernels.paged import PAGE, wide
 
 LEAST = 3  # pages, as in the authors' evaluation code
 
@@ -72,7 +72,9 @@ class Quest(Method):
             self.kept[slot] = self.most[slot]
         if layer < self.dense_layers:
             return
-        low, high = prompt.once(("page_bounds", layer), lambda: self._bounds(layer, slot, prompt, view))
+        low, high = prompt.once(
+            ("page_bounds", layer), lambda: self._bounds(layer, slot, prompt, view)
+        )
         self.low[layer, slot, :, : low.shape[1]] = low
         self.high[layer, slot, :, : high.shape[1]] = high
 
@@ -118,10 +120,10 @@ class Quest(Method):
         self.high[layer, row, :, page] = torch.where(first, key, torch.maximum(high, key))
 
     def _scores(self, layer, q, size):
-        """Upper bounds of q.k over each page: [B, Hq, pages], or [B, Hkv, pages] summed if shared."""
+        """Bounds of q.k over each page, [B, Hq, pages]; if shared their group sums [B, Hkv, pages]."""
         b, kv_heads, d = len(q), self.geometry.kv_heads, q.shape[-1]
-        grouped = q.float().view(b, kv_heads, -1, d)
-        low = self.low[layer, :, :, :size].float().transpose(-1, -2)
-        high = self.high[layer, :, :, :size].float().transpose(-1, -2)
-        bound = grouped.clamp_min(0) @ high + grouped.clamp_max(0) @ low
+        grouped = wide(q).view(b, kv_heads, -1, d)
+        low = self.low[layer, :, :, :size].transpose(-1, -2)
+        high = self.high[layer, :, :, :size].transpose(-1, -2)
+        bound = grouped.clamp_min(0) @ wide(high) + grouped.clamp_max(0) @ wide(low)
         return bound.sum(2) if self.shared else bound.flatten(1, 2)

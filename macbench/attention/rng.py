@@ -1,4 +1,4 @@
-"""Randomness for methods: a counter-based hash, so a draw depends on what it is for, not on order."""
+"""Counter-based randomness: a draw depends on what it is for, not on the order of draws."""
 
 from __future__ import annotations
 

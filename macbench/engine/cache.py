@@ -16,9 +16,9 @@ def pages_for(tokens: int) -> int:
 class PagedCache:
     """K and V pools `[pages, Hkv, 16, d]` per layer.
 
-    Laid out for one block of samples: `slots` prompt runs, then one private run per fork (row) that
-    holds the copy of the prompt's last, partly filled page and every decoded token. Prompt pages are
-    written by the prefill only; a fork never writes one.
+    Laid out for one block of samples: `slots` prompt runs, then one private run per fork (row)
+    that holds the copy of the prompt's last, partly filled page and every decoded token. Prompt
+    pages are written by the prefill only; a fork never writes one.
     """
 
     def __init__(self, geometry: Geometry, slots: int, rows: int, max_prompt: int, max_new: int):

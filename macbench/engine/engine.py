@@ -79,7 +79,6 @@ class Engine:
     def run(self, requests: Sequence[Request]) -> list[list[Answer]]:
         """Answers [method][sample] for exactly `slots` requests."""
         assert len(requests) == self.slots, "an engine runs full blocks; make one of the right size"
-        device = self.model.geometry.device
         hold = [min(r.hold, len(r.tokens) - 1) for r in requests]
         lengths = [len(r.tokens) - h for r, h in zip(requests, hold, strict=True)]
         prompts, firsts, seconds = [], [], []

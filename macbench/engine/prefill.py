@@ -52,7 +52,11 @@ def prefill(
             zero = torch.zeros_like(position)
             lse = prefix_rows(q[0], keys, values, zero, position + 1, geometry.scale)[1]
             observe(layer, q_pre[0], q[0], lse, start)
-        causal = {"is_causal": True} if start == 0 else {"attn_mask": causal_lower_right(end - start, end)}
+        causal = (
+            {"is_causal": True}
+            if start == 0
+            else {"attn_mask": causal_lower_right(end - start, end)}
+        )
         out = scaled_dot_product_attention(
             q.transpose(1, 2),
             keys[None],

@@ -51,7 +51,8 @@ class View:
         """
         b, kv_heads = len(self.table), self.cache.geometry.kv_heads
         pages = torch.arange(pages_for(self.bound), device=q.device)
-        keys = paged.gather_pages(self.k[layer], self.table, pages.expand(b, kv_heads, -1))
+        rows = paged.page_rows(self.table, pages.expand(b, kv_heads, -1), kv_heads)
+        keys = paged.take(self.k[layer], rows, paged.PAGE)
         scores = paged.logits(q, keys, self.cache.geometry.scale).flatten(1, 2)
         position = torch.arange(scores.shape[-1], device=q.device)
         return scores.masked_fill(position >= self.lens[:, None, None], -torch.inf)

@@ -14,7 +14,7 @@ from macbench.errors import MacbenchError
 from macbench.models import probe
 from macbench.models.adapter import Model
 from macbench.models.configs import CONFIGS
-from macbench.models.source import Place, Source, folder_identity, locate
+from macbench.models.source import Place, Source, identity, locate
 from macbench.models.text import Text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,14 +42,14 @@ def load(source: Source) -> Model:
             name=source.name,
             weights=f"random:{source.seed}:{_shape(config)}:{device.type}",
             text=text,
-            notes=(*place.notes, "random weights"),
+            notes=("random weights",),
         )
     options = {} if device.type == "cpu" else {"device_map": str(device)}
     lm = _read(source, place, "AutoModelForCausalLM", dtype=dtype, **options)
     return Model(
         lm,
         name=source.name,
-        weights=place.weights or _identity(place, lm.config),
+        weights=place.weights or identity(place),
         text=text,
         stop_ids=_stop_ids(lm, tokenizer),
         notes=place.notes,
@@ -134,16 +134,12 @@ def _dtype(asked: str, config: Any, device: torch.device) -> torch.dtype:
     return DTYPES[asked]
 
 
-def _identity(place: Place, config: Any) -> str:
-    """Hub commit, or checksum of a folder."""
-    if isinstance(place.where, Path):
-        return folder_identity(place.where)
-    return f"hub:{config._commit_hash}"
-
-
 def _shape(config: Any) -> str:
     """Short checksum of a configuration: random weights of another shape are other weights."""
-    return hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest()[:8]
+    fields = config.to_diff_dict()
+    for said_elsewhere in ("dtype", "transformers_version", "_name_or_path", "architectures"):
+        fields.pop(said_elsewhere, None)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _stop_ids(lm: Any, tokenizer: Any) -> tuple[int, ...]:

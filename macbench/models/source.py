@@ -83,10 +83,16 @@ def locate(source: Source) -> Place:
     return Place(given, {"revision": source.revision} if source.revision else {})
 
 
-def folder_identity(folder: Path) -> str:
-    """One checksum of a model folder: its configuration and every file of its weights."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    digests = "".join(_sha256(file) for file in (folder / "config.json", *files))
+def identity(place: Place) -> str:
+    """Of a loaded hub model its commit; of a folder one checksum of configuration and weights."""
+    if isinstance(place.where, str):
+        from huggingface_hub import try_to_load_from_cache
+
+        revision = place.options.get("revision")
+        cached = try_to_load_from_cache(place.where, "config.json", revision=revision)
+        return f"hub:{Path(str(cached)).parent.name}"  # …/snapshots/<commit>/config.json
+    weights = sorted(place.where.glob("*.safetensors")) or sorted(place.where.glob("*.bin"))
+    digests = "".join(_sha256(file) for file in (place.where / "config.json", *weights))
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
 
 

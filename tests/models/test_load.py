@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_random_weights_of_a_configuration_file(tmp_path, folder):
     model = load(source(bare, init="random"))
     assert model.text is None
     assert model.config.model_type == "qwen3"
+    assert model.weights == load(source(folder, init="random")).weights
+    assert model.weights != load(TINY).weights
 
 
 def test_random_weights_follow_the_seed_alone():
@@ -135,6 +138,23 @@ def test_sentences(changes, words, monkeypatch, tmp_path):
 def test_cuda_without_a_gpu():
     with pytest.raises(MacbenchError, match="torch sees no GPU"):
         load(replace(TINY, device="cuda"))
+
+
+def test_hub_id_from_the_local_cache(folder, monkeypatch, tmp_path):
+    """A hub id that was downloaded before loads offline; its commit identifies the weights."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--some-owner--some-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text(commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = Source("big", "some-owner/some-model", revision="v1", device="cpu")
+    model = load(hub)
+    assert model.weights == f"hub:{commit}"
+    assert model.text.render("hi") == "<bos><user>hi<end><assistant>"
+    with pytest.raises(MacbenchError, match="--revision v2"):
+        load(replace(hub, revision="v2"))
 
 
 def test_missing_weights_without_network(monkeypatch, tmp_path):

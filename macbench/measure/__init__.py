@@ -1,0 +1,1 @@
+"""Counting and statistics: what a decode read, and what the results say."""
