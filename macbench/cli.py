@@ -1,2 +1,258 @@
-def main() -> int:
-    raise SystemExit("not yet")
+"""The command line. Exit codes: 0 all done, 1 a cell failed, 2 something the user can put right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from macbench import __version__
+from macbench.errors import MacbenchError
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MacbenchError(f"{message}; see `{self.prog} --help`.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `macbench` program; returns its exit code."""
+    try:
+        args, rest = parser().parse_known_args(argv)
+        words = [word for word in rest if not word.startswith("-")]
+        if rest != words or (rest and args.command != "run"):
+            raise MacbenchError(
+                f"unknown argument '{rest[0]}'; see `macbench {args.command} --help`."
+            )
+        if args.command == "run":
+            args.options += words
+        return args.act(args) or 0
+    except MacbenchError as error:
+        print(f"macbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("macbench: stopped; the same command again continues.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `macbench show … | head`
+        sys.stderr.close()
+        return 0
+
+
+def parser() -> Parser:
+    """Every command, with an example that works as pasted."""
+    top = Parser(
+        prog="macbench",
+        description="Long-context quality of KV-cache methods at matched budgets.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"macbench {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, act: Any, about: str, example: str, more: str = "") -> Parser:
+        made = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}\n{more}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(act=act)
+        return made
+
+    add = command(
+        "run",
+        run,
+        "Run tasks with methods; the same command again continues.",
+        "macbench run task=ruler/niah_single_2 'method=[full,mac]' 'mac.tau=[0.45,0.6]' length=1k "
+        "limit=2 out=results/local/try",
+        _options(),
+    )
+    add.add_argument("-m", "--multirun", action="store_true", help="sweep several runs")
+    add.add_argument("options", nargs="*", metavar="key=value")
+
+    add = command("list", list_, "What there is to run.", "macbench list methods --json")
+    add.add_argument("what", choices=("models", "tasks", "methods"))
+    add.add_argument("--json", action="store_true", help="as JSON")
+
+    add = command("show", show, "The table of a results folder.", "macbench show results/demo")
+    add.add_argument("dir", type=Path, metavar="DIR")
+    add.add_argument("--format", choices=("md", "csv", "latex"), help="default: for reading")
+
+    add = command(
+        "plot",
+        plot,
+        "Draw a figure from a results folder.",
+        "macbench plot accuracy_budget --from results/demo --out results/local/figures",
+    )
+    add.add_argument("figure", metavar="FIGURE")
+    add.add_argument("--from", dest="dir", type=Path, required=True, metavar="DIR")
+    add.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/figures")
+
+    add = command("fetch", fetch, "Get data or the embedded model.", "macbench fetch smollm2")
+    add.add_argument("what", choices=("ruler", "smollm2"))
+
+    command("env", env, "Versions and hardware, for a report.", "macbench env")
+
+    add = command(
+        "demo",
+        demo,
+        "A small true comparison on this machine: table and two figures.",
+        "macbench demo --samples 2 --length 1k",
+    )
+    add.add_argument("--samples", type=int, default=8, metavar="N", help="per task (default 8)")
+    add.add_argument("--length", default="2k", help="tokens (default 2k)")
+    add.add_argument("--out", type=Path, default=Path("results/local/demo"), metavar="DIR")
+    return top
+
+
+def _options() -> str:
+    """The options of `run` with their defaults: conf/config.yaml without its plumbing."""
+    from importlib.resources import files
+
+    text = (files("macbench.conf") / "config.yaml").read_text("utf-8")
+    body = text.partition("\n\n")[2].partition("\nhydra:")[0]
+    body = body.replace("tasks:", "task:").replace("methods:", "method:").rstrip()
+    return "\n".join(
+        [
+            "\noptions and defaults (key=value; a nested key as decoding.temperature=0.7):",
+            *(f"  {line}" for line in body.splitlines()),
+            "  model: smollm2 # see `macbench list models`; model.source= for any other",
+            "\na method's own options: `macbench list methods`, as in mac.tau=[0.45,0.6]",
+            "sweeps: macbench run -m length=2k,4k seed=1,2 hydra/launcher=joblib",
+        ]
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.multirun:
+        from macbench.sweep import sweep
+
+        return sweep(args.options)
+    from macbench.config import configure
+
+    config = configure(args.options)
+    from macbench import report, store
+    from macbench.progress import Progress
+    from macbench.run import run as run_all
+
+    progress = Progress()
+    try:
+        code = run_all(config, progress)
+    finally:
+        progress.stop()
+    print(report.table(store.read(config.out), "text"))
+    print(f"\nThis table again: macbench show {config.out}")
+    return code
+
+
+def list_(args: argparse.Namespace) -> None:
+    rows = {"models": _models, "tasks": _tasks, "methods": _methods}[args.what]()
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    from macbench.checks import show as written
+
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:{width}}  {row['about']}".rstrip())
+        for knob, value in row.get("knobs", {}).items():
+            print(f"{'':{width}}    {row['name'].partition('/')[0]}.{knob}={written(value)}")
+
+
+def _models() -> list[dict[str, Any]]:
+    from macbench import presets
+
+    found = {name: presets.read("model", name) for name in presets.models()}
+    return [
+        {**model, "name": name, "about": f"{model['init']} of {model['source']}"}
+        for name, model in found.items()
+    ]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from macbench import tasks
+
+    return [{"name": name, "about": ""} for name in tasks.names()]
+
+
+def _methods() -> list[dict[str, Any]]:
+    """Every method and variant; knobs hold the defaults, of a variant only what differs."""
+    from macbench import presets
+    from macbench.attention import METHODS
+
+    rows = []
+    for name, variants in presets.methods().items():
+        module = sys.modules[METHODS[name].__module__]
+        about = (module.__doc__ or "").strip().split("\n")[0]
+        common = {"about": about, "control": METHODS[name].control}
+        for each in [name, *(f"{name}/{variant}" for variant in variants)]:
+            rows.append({"name": each, **common, "knobs": presets.read("method", each)})
+    return rows
+
+
+def show(args: argparse.Namespace) -> None:
+    from macbench import report, store
+
+    print(report.table(store.read(_results(args.dir)), args.format or "text"))
+
+
+def plot(args: argparse.Namespace) -> None:
+    from macbench import plots
+    from macbench.errors import nearest
+
+    if args.figure not in plots.names():
+        raise MacbenchError(
+            f"unknown figure '{args.figure}': {nearest(args.figure, plots.names())}"
+        )
+    for path in plots.draw(args.figure, _results(args.dir), args.out or args.dir / "figures"):
+        print(path)
+
+
+def _results(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise MacbenchError(f"there is no folder {folder}; give the out= of a run.")
+    return folder
+
+
+def fetch(args: argparse.Namespace) -> None:
+    from macbench.progress import Progress
+
+    if args.what == "smollm2":
+        from macbench.models.smollm2 import fetch_smollm2
+
+        print(fetch_smollm2())
+    else:
+        from macbench.tasks.sources import fetch_ruler
+
+        print(fetch_ruler(Progress().note))
+
+
+def env(args: argparse.Namespace) -> None:
+    from macbench.store import environment
+
+    for key, value in environment().items():
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                print(f"{name}: {inner}")
+        else:
+            print(f"{key}: {value}")
+
+
+def demo(args: argparse.Namespace) -> int | None:
+    if args.samples < 1:
+        raise MacbenchError(f"--samples {args.samples}: give at least 1.")
+    from macbench.config import tokens
+    from macbench.experiments.demo import main as run_demo
+
+    return run_demo(args.out, args.samples, tokens(args.length))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -52,6 +52,33 @@ PACKAGES = (
     "flashinfer-python",
 )
 
+COLUMNS = [  # of a line of samples.jsonl
+    "index",  # of the sample in its task
+    "id",
+    "cluster",  # samples that share a text: the unit of resampling
+    "source",  # "official", "embedded" or "synthetic"
+    "prompt_tokens",
+    "prompt_sha",  # of the prompt's token ids
+    "hold",  # prompt tokens decoded through the method
+    "references",
+    "output",
+    "new_tokens",
+    "stopped",  # "stop" or "length"
+    "score",  # 0 to 1
+    "details",
+    "steps",  # scored decode steps
+    "context",  # cached tokens, summed over them
+    "head_tokens",  # this and the next four: sums over steps, layers and (KV) heads
+    "kv_tokens",
+    "meta_bytes",
+    "context_head",
+    "context_kv",
+    "resident",  # bytes held / full attention's
+    "acted",  # whether the method did anything that full attention does not
+    "extra",
+    "time",  # {"prefill_s", "decode_s"}: the only key that differs between equal runs
+]
+
 Row = dict[str, Any]
 
 
@@ -228,8 +255,7 @@ class Cell:
     def close(self) -> None:
         """Give up the lock."""
         self._samples.close()
-        if hasattr(self, "_layers"):
-            self._layers.close()
+        self._layers.close()
 
     def __enter__(self) -> Cell:
         return self
@@ -247,7 +273,7 @@ def _pretty(value: Row) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: readers and kills see the old content or the new, nothing between."""
+    """Write a file in one step: a reader or a kill finds the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -314,7 +340,8 @@ def _read_lines(path: Path) -> list[tuple[Row, int]]:
         end += len(line)
         try:
             row = json.loads(line)
-        except ValueError as error:
+            row["index"]
+        except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 break
             raise MacbenchError(
@@ -427,7 +454,8 @@ def read(out: Path | str) -> Results:
             (row for row, _ in _read_lines(path / "samples.jsonl")), key=lambda r: r["index"]
         )
         samples += [{"cell": name, **row} for row in rows]
-    columns = None if samples else ["cell", "index"]
     return Results(
-        pd.DataFrame(cells).set_index("cell"), pd.DataFrame(samples, columns=columns), paths
+        pd.DataFrame(cells).set_index("cell"),
+        pd.DataFrame(samples, columns=["cell", *COLUMNS]),
+        paths,
     )

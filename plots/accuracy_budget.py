@@ -7,55 +7,65 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from macbench.errors import MacbenchError
-from macbench.report import summarize
+from macbench.report import Block, Line, summarise
 from macbench.store import Results
 
 MARKS = "osD^vP*X<>hp"
 
 
 def draw(results: Results) -> Figure:
-    """x: achieved byte budget (log); y: accuracy over tasks with its 95 % interval; a panel per
-    model and length. Full attention is the dashed line with its interval; controls are hollow."""
-    frame = summarize(results)
-    panels = list(frame.groupby(["model", "length"], sort=False))
-    if not panels:
+    """A panel per model and length. x: achieved byte budget (log); y: accuracy over tasks.
+
+    Bars are 95 % intervals. Full attention is the dashed line with its interval as a band; controls
+    are hollow.
+    """
+    blocks = [block for block in summarise(results) if any(line.n for line in block.lines)]
+    if not blocks:
         raise MacbenchError("there are no finished samples to draw; run the cells first.")
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout="constrained"
+        1, len(blocks), figsize=(6.4 * len(blocks), 4.4), squeeze=False, layout="constrained"
     )
-    methods = [m for m in frame["method"].drop_duplicates() if m != "full"]
-    for axis, ((model, length), rows) in zip(axes[0], panels, strict=True):
-        full = rows[rows["label"] == "full"]
-        for _, row in full.iterrows():
-            axis.axhline(100 * row["accuracy"], color="0.35", ls="--", lw=1, label="full attention")
-            axis.axhspan(100 * row["low"], 100 * row["high"], color="0.5", alpha=0.12, lw=0)
-        for i, method in enumerate(methods):
-            points = rows[(rows["method"] == method)].sort_values("byte_budget")
-            if points.empty:
-                continue
-            error = 100 * (points[["accuracy", "high"]].diff(axis=1)["high"]), 100 * (
-                points["accuracy"] - points["low"]
-            )
-            hollow = bool(points["control"].any())
-            axis.errorbar(
-                100 * points["byte_budget"],
-                100 * points["accuracy"],
-                yerr=[error[1], error[0]],
-                marker=MARKS[i % len(MARKS)],
-                color=f"C{i}",
-                mfc="none" if hollow else None,
-                ls="-" if len(points) > 1 else "none",
-                lw=1,
-                capsize=2,
-                label=f"{method} (control)" if hollow else method,
-            )
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-        axis.xaxis.set_minor_formatter(PercentFormatter(decimals=0))
-        axis.tick_params(axis="x", which="minor", labelsize=7)
-        axis.set(xlabel="KV bytes read, share of full attention (metadata included)", ylabel="accuracy, %")
-        axis.set_ylim(-3, 103)
-        axis.set_title(f"{model}, {length} tokens, {rows['tasks'].iloc[0]}", fontsize=9)
-        axis.grid(alpha=0.2)
+    for axis, block in zip(axes[0], blocks, strict=True):
+        panel(axis, block)
     axes[0][-1].legend(fontsize=7, frameon=False)
     return figure
+
+
+def panel(axis: plt.Axes, block: Block) -> None:
+    families: dict[str, list[Line]] = {}
+    for line in block.lines:
+        if line.accuracy and line.budgets and line.budgets.byte is not None:
+            families.setdefault(line.label.split()[0], []).append(line)
+    full = families.pop("full", [])
+    for line in full:
+        assert line.accuracy
+        axis.axhspan(100 * line.accuracy.low, 100 * line.accuracy.high, color="0.5", alpha=0.12)
+        axis.axhline(100 * line.accuracy.mean, color="0.35", ls="--", lw=1, label="full attention")
+    for i, (name, lines) in enumerate(families.items()):
+        points = sorted(
+            (100 * line.budgets.byte, *(100 * x for x in vars(line.accuracy).values()))
+            for line in lines
+        )
+        x, y, low, high = zip(*points, strict=True)
+        control = lines[0].control
+        axis.errorbar(
+            x,
+            y,
+            yerr=[[a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)]],
+            marker=MARKS[i % len(MARKS)],
+            color=f"C{i}",
+            mfc="none" if control else None,
+            ls="-" if len(points) > 1 else "none",
+            lw=1,
+            capsize=2,
+            label=f"{name} (control)" if control else name,
+        )
+    axis.set_xscale("log")
+    for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        which(PercentFormatter(decimals=0))
+    axis.tick_params(axis="x", which="both", labelsize=7)
+    axis.set_xlabel("bytes read per decode step, % of full attention's (metadata included)")
+    axis.set_ylabel("accuracy, %")
+    axis.set_ylim(-3, 103)
+    axis.set_title(block.title, fontsize=8, wrap=True)
+    axis.grid(alpha=0.2)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _BITS = 2**31 - 1
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Any) -> Any:
     """One round of a 31-bit multiply-xorshift hash, in int64 arithmetic that cannot overflow."""
     x = ((x ^ (x >> 16)) * 0x45D9F3B) & _BITS
     x = ((x ^ (x >> 15)) * 0x119DE1F3) & _BITS
@@ -16,10 +18,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(*keys: Tensor | int) -> Tensor:
-    """Numbers in [0, 1), fp32, one per element of the broadcast keys (int64 tensors or ints)."""
-    state: Tensor = torch.zeros((), dtype=torch.int64)
+    """Numbers in [0, 1), fp32, one per element of the broadcast keys (int64 tensors, some int)."""
+    state: Tensor | int = 0
     for key in keys:
-        if isinstance(key, int):
-            key = torch.tensor(key, dtype=torch.int64)
-        state = _mix((_mix(key & _BITS) + state.to(key.device) * 31 + 0x9E3779B) & _BITS)
+        state = _mix((_mix(key & _BITS) + state * 31 + 0x9E3779B) & _BITS)
+    assert isinstance(state, Tensor)
     return (state >> 7).to(torch.float32) / (1 << 24)

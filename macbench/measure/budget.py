@@ -17,25 +17,29 @@ KV_STATS = ("kv_tokens", "meta_bytes", "group_hit")  # counted per KV head; othe
 
 @dataclass(frozen=True)
 class Budgets:
-    """Shares of full attention; None where no step was scored."""
+    """Shares of full attention; what is read is None where no step was scored."""
 
     head: float | None  # keys a query head attends freshly
     token: float | None  # distinct K/V tokens a KV head loads
     byte: float | None  # those bytes plus the metadata read: the currency of matching
-    resident: float | None  # bytes held, mean over samples
+    resident: float  # bytes held, mean over samples
 
 
 def budgets(samples: pd.DataFrame, token_bytes: int) -> Budgets:
-    """Budgets of rows of samples.jsonl; token_bytes: K and V of a token in one KV head and layer."""
+    """Budgets of rows of samples.jsonl.
+
+    token_bytes: bytes of one token's K and V in one KV head of one layer.
+    """
+    resident = float(samples["resident"].mean())
     if not samples["steps"].sum():
-        return Budgets(None, None, None, None)
+        return Budgets(None, None, None, resident)
     total = samples[["head_tokens", "kv_tokens", "meta_bytes", "context_head", "context_kv"]].sum()
     full = total["context_kv"] * token_bytes
     return Budgets(
         head=float(total["head_tokens"] / total["context_head"]),
         token=float(total["kv_tokens"] / total["context_kv"]),
         byte=float((total["kv_tokens"] * token_bytes + total["meta_bytes"]) / full),
-        resident=float(samples["resident"].mean()),
+        resident=resident,
     )
 
 

@@ -3,19 +3,21 @@
 The unit of resampling is the cluster (samples that share a text) within its task; tasks weigh
 equally whatever their number of samples. Intervals are 95 %, two-sided:
 
-* Stratified cluster bootstrap, percentile interval, with the percentiles moved outwards for few
-  clusters (the expanded percentile interval of Hesterberg, "What teachers should know about the
-  bootstrap", 2015): at n = 8 the plain one is about a quarter too narrow.
+* One right-or-wrong task of independent samples: the score intervals, Wilson's for an accuracy and
+  Newcombe's for a paired difference (method 10 of Statistics in Medicine 17, 2635, 1998).
+* Anything else (several tasks, graded scores, shared texts): a stratified cluster bootstrap, 10 000
+  draws, with the percentiles moved outwards for few clusters (the expanded percentile interval of
+  Hesterberg, "What teachers should know about the bootstrap", 2015): at n = 8 the plain one is
+  about a quarter too narrow.
 * A task whose clusters all have the same mean c gives the bootstrap nothing to resample, and zero
-  width would be a lie. Of n clusters none differed from c, so by Wilson's score interval at most a
-  share u = z^2 / (n + z^2) of the population does, and by no more than the ends of the scale. For
-  8 right answers of 8 this is Wilson's [0.68, 1]. These tasks' half-widths are added to the
-  bootstrap's in squares (Zou and Donner, Statistics in Medicine 27, 2008).
+  width would be a lie. Of n clusters none differed from c, so by Wilson's interval at most a share
+  u = z^2 / (n + z^2) of all does, and by no more than the ends of the scale. Half-widths of such
+  tasks are added to the bootstrap's in squares (Zou and Donner, Statistics in Medicine 27, 2008).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,30 +54,70 @@ class Comparison:
 
 
 def _strata(
-    values: ArrayLike, tasks: Sequence, clusters: Sequence
+    values: ArrayLike, tasks: Iterable[str], clusters: Iterable[str]
 ) -> Iterator[tuple[NDArray, NDArray]]:
     """Per task, in sorted order: sums and sizes of its clusters."""
-    values, tasks = np.asarray(values, dtype=float), np.asarray(tasks)
-    names = np.asarray([str(cluster) for cluster in clusters])
-    if not len(values):
+    value, task, cluster = np.asarray(values, float), np.array([*tasks]), np.array([*clusters])
+    if not len(value):
         raise MacbenchError("there are no samples to average; run the cell first.")
-    for task in np.unique(tasks):
-        mine = tasks == task
-        _, which = np.unique(names[mine], return_inverse=True)
-        yield np.bincount(which, weights=values[mine]), np.bincount(which)
+    for name in np.unique(task):
+        mine = task == name
+        _, which = np.unique(cluster[mine], return_inverse=True)
+        yield np.bincount(which, weights=value[mine]), np.bincount(which)
+
+
+def _independent(values: NDArray, tasks: list[str], clusters: list[str]) -> bool:
+    """Right-or-wrong values, each its own cluster."""
+    distinct = {*zip(tasks, clusters, strict=True)}
+    return len(distinct) == len(tasks) and bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def wilson(right: float, n: int) -> Interval:
+    """Wilson's score interval of a share right / n."""
+    middle = (right + Z**2 / 2) / (n + Z**2)
+    half = Z / (n + Z**2) * (right * (n - right) / n + Z**2 / 4) ** 0.5
+    return Interval(right / n, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def newcombe(both: int, worse: int, better: int, neither: int) -> Interval:
+    """Newcombe's interval of the paired difference (better - worse) / n of two shares."""
+    n = both + worse + better + neither
+    first, second = wilson(both + worse, n), wilson(both + better, n)
+    margins = (both + worse) * (better + neither) * (both + better) * (worse + neither)
+    core = float(both * neither - worse * better)
+    if core > 0:
+        core = max(core - n / 2, 0.0)  # continuity, towards no correlation
+    phi = core / margins**0.5 if margins else 0.0
+
+    def width(one: float, other: float) -> float:
+        return max(0.0, one**2 - 2 * phi * one * other + other**2) ** 0.5
+
+    mean = second.mean - first.mean
+    low = mean - width(second.mean - second.low, first.high - first.mean)
+    return Interval(mean, low, mean + width(second.high - second.mean, first.mean - first.low))
 
 
 def interval(
+    values: ArrayLike, tasks: Iterable[str], clusters: Iterable[str], seed: int = 0
+) -> Interval:
+    """Mean over tasks of their mean score, with its 95 % interval.
+
+    values [n] in [0, 1]; tasks [n], clusters [n]: each value's task and cluster.
+    """
+    values, tasks, clusters = np.asarray(values, float), [*tasks], [*clusters]
+    if len({*tasks}) == 1 and _independent(values, tasks, clusters):
+        return wilson(float(values.sum()), len(values))
+    return bootstrap(values, tasks, clusters, seed=seed)
+
+
+def bootstrap(
     values: ArrayLike,
-    tasks: Sequence,
-    clusters: Sequence,
+    tasks: Iterable[str],
+    clusters: Iterable[str],
     scale: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Interval:
-    """Mean over tasks of their mean value, with its 95 % interval.
-
-    values [n] within `scale`; tasks [n], clusters [n]: each value's task and cluster.
-    """
+    """The stratified cluster bootstrap of this module for values [n] within `scale`."""
     rng = np.random.default_rng(seed)
     strata = list(_strata(values, tasks, clusters))
     mean = float(np.mean([sums.sum() / sizes.sum() for sums, sizes in strata]))
@@ -89,8 +131,11 @@ def interval(
             below += (share * (own[0] - scale[0]) / len(strata)) ** 2
             above += (share * (scale[1] - own[0]) / len(strata)) ** 2
             continue
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        drawn += (counts @ sums / (counts @ sizes) - sums.sum() / sizes.sum()) / len(strata)
+        # equal clusters are drawn together: a multinomial over the kinds there are
+        kinds, times = np.unique([sums, sizes], axis=1, return_counts=True)
+        counts = rng.multinomial(n, times / n, size=DRAWS)
+        total, size = kinds @ counts.T
+        drawn += (total / size - sums.sum() / sizes.sum()) / len(strata)
         spread.append(n)
     if spread:
         df = sum(spread) - len(spread)
@@ -107,7 +152,9 @@ def mcnemar(worse: int, better: int) -> float:
     return float(min(1.0, 2 * bdtr(min(worse, better), worse + better, 0.5)))
 
 
-def sign_flip(differences: ArrayLike, tasks: Sequence, clusters: Sequence, seed: int = 0) -> float:
+def sign_flip(
+    differences: ArrayLike, tasks: Iterable[str], clusters: Iterable[str], seed: int = 0
+) -> float:
     """Two-sided p of the permutation test that flips the sign of whole clusters' differences.
 
     The statistic is the mean over tasks. All sign patterns are counted where there are at most
@@ -126,20 +173,26 @@ def sign_flip(differences: ArrayLike, tasks: Sequence, clusters: Sequence, seed:
     return float((1 + np.sum(abs(total) >= observed)) / (1 + DRAWS))
 
 
-def compare(full: ArrayLike, method: ArrayLike, tasks: Sequence, clusters: Sequence) -> Comparison:
+def compare(
+    full: ArrayLike, method: ArrayLike, tasks: Iterable[str], clusters: Iterable[str]
+) -> Comparison:
     """Paired comparison of scores in [0, 1]: full [n] and method [n] of the same samples in order.
 
     Right-or-wrong scores of independent samples get McNemar's exact test, anything else (graded
     scores, samples that share a text) the sign-flip test.
     """
-    full, method = np.asarray(full, dtype=float), np.asarray(method, dtype=float)
-    change = method - full
+    before, after = np.asarray(full, float), np.asarray(method, float)
+    tasks, clusters = [*tasks], [*clusters]
+    change = after - before
     worse, better = int(np.sum(change < 0)), int(np.sum(change > 0))
-    binary = bool(np.isin([full, method], (0.0, 1.0)).all())
-    alone = len({(task, str(cluster)) for task, cluster in zip(tasks, clusters, strict=True)})
-    exact = binary and alone == len(change)
+    exact = all(_independent(scores, tasks, clusters) for scores in (before, after))
+    if exact and len({*tasks}) == 1:
+        both = int(np.sum(before * after))
+        difference = newcombe(both, worse, better, len(change) - both - worse - better)
+    else:
+        difference = bootstrap(change, tasks, clusters, scale=(-1.0, 1.0))
     return Comparison(
-        difference=interval(change, tasks, clusters, scale=(-1.0, 1.0)),
+        difference=difference,
         p=mcnemar(worse, better) if exact else sign_flip(change, tasks, clusters),
         test="mcnemar" if exact else "sign-flip",
         worse=worse,

@@ -1,0 +1,445 @@
+"""The tables of a results folder: one block per model and length, one row per method.
+
+A row pools the tasks and seeds of a method: accuracies weigh tasks equally, budgets weigh decode
+steps equally. Differences to full attention are paired by sample. How intervals and p-values come
+about is in `macbench.measure.stats`, what the budgets are in `macbench.measure.budget`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from macbench.errors import MacbenchError, nearest
+from macbench.measure.budget import Budgets, acceptance, budgets, match_radius
+from macbench.measure.stats import Comparison, Interval, compare, holm, interval
+from macbench.store import Results
+
+FAMILIES = {"ruler": "RULER"}
+PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
+EXPLAIN = (
+    "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
+    "points [95 % interval]; p: exact McNemar or sign-flip test, then Holm over this table.",
+    "head, token, byte, resident: keys attended, K/V tokens loaded, bytes loaded (with metadata) "
+    "and bytes held, % of full attention's.",
+)
+
+
+@dataclass
+class Line:
+    """One method of a block. Shares and scores are fractions."""
+
+    label: str
+    control: bool
+    marks: list[str]  # what a reader must know before trusting the numbers
+    asked: str
+    radius: float | None  # MAC's match radius
+    n: int
+    tasks: dict[str, tuple[Interval, int]]  # per task: accuracy, samples
+    accuracy: Interval | None  # None where there is no sample
+    versus: Comparison | None  # None for full itself and where there is nothing to pair with
+    budgets: Budgets | None
+    acceptance: float | None
+    holm: float | None = None
+
+
+@dataclass
+class Block:
+    """All methods on one model, length and task family under equal conditions."""
+
+    about: dict[str, Any]
+    title: str
+    embedded: set[str]  # tasks whose text is the embedded one
+    lines: list[Line]
+    noise: tuple[float, int] | None  # share of samples on which two exact backends differ, of n
+    notes: list[str] = field(default_factory=list)
+
+
+def table(results: Results, format: str = "text") -> str:
+    """The results as text (rich where stdout is a terminal), md, csv (tidy, fractions) or latex."""
+    draw = {"text": _text, "md": _markdown, "latex": _latex}
+    if format not in ("csv", *draw):
+        raise MacbenchError(f"table format '{format}': {nearest(format, ['csv', *draw])}")
+    blocks = summarise(results)
+    if format == "csv":
+        return _csv(blocks)
+    return "\n\n".join(draw[format](block) for block in blocks) + "\n"
+
+
+# -- from cells to lines -------------------------------------------------------------------------
+
+
+def summarise(results: Results) -> list[Block]:
+    """The blocks of a results folder, by model and length."""
+    cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
+    layers = results.layers.merge(cells[["row"]], left_on="cell", right_index=True)
+    reuse = acceptance(layers, by=["row"])
+    columns = ["task", "seed", "row"]
+    samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
+    samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
+    keys = ["model", "length", "hold", "dtype", "weights"]
+    groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
+    return [_block(group, samples, reuse) for _, group in groups]
+
+
+def _row(identity: dict[str, Any]) -> str:
+    """Cells of one row differ in task and seed only."""
+    return json.dumps({k: v for k, v in identity.items() if k not in ("task", "seed")})
+
+
+def _conditions(identity: dict[str, Any]) -> str:
+    """What else cells of one table must share; tasks of two families are never averaged."""
+    task = identity["task"]
+    same = [identity[k] for k in ("decoding", "max_new", "schema")]
+    return json.dumps([_family(task["name"]), task["knobs"], *same], sort_keys=True)
+
+
+def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> Block:
+    version = cells["identity"].map(lambda identity: identity["task"]["version"])
+    newest = version == version.groupby(cells["task"]).transform("max")
+    older, cells = int((~newest).sum()), cells[newest]
+    samples = samples[samples["cell"].isin(cells.index)]
+    rows = {str(key): group for key, group in cells.groupby("row")}
+    labels = _labels(rows)
+    passes = {
+        key: group["identity"].iloc[0]["method"]["knobs"].get("passes", 1)
+        for key, group in rows.items()
+        if group["method"].iloc[0] == "full"
+    }
+    exact = min(passes, key=lambda key: passes[key], default=None)
+    full = samples[samples["row"] == exact]
+    split = [key for key in passes if exact and passes[key] != passes[exact]]
+    noise = None
+    if split:
+        pairs = _pair(full, samples[samples["row"] == split[0]])
+        differ = pairs["output_full"].to_numpy() != pairs["output"].to_numpy()
+        noise = (float(differ.mean()) if len(pairs) else 0.0, len(pairs))
+
+    names = sorted({*cells["task"]})
+    lines = []
+    order = {key: (key != exact, g["control"].iloc[0], labels[key]) for key, g in rows.items()}
+    for key in sorted(rows.keys() - {*split}, key=lambda key: order[key]):
+        own = samples[samples["row"] == key]
+        line = _line(rows[key], labels[key], own, names)
+        pairs = _pair(full, own)
+        if key != exact and len(pairs):
+            line.versus = compare(
+                pairs["score_full"], pairs["score"], pairs["task"], pairs["cluster"]
+            )
+        if key in reuse.index:
+            line.acceptance = float(reuse["acceptance"].loc[key])
+        lines.append(line)
+    tested = [line for line in lines if line.versus]
+    for line, p in zip(tested, holm([t.versus.p for t in tested if t.versus]), strict=True):
+        line.holm = p
+    embedded = _embedded(cells, samples)
+    first = cells.iloc[0]
+    block = Block(
+        about={k: first[k] for k in ("model", "dtype", "length", "hold")},
+        title=_title(cells, embedded),
+        embedded=embedded,
+        lines=lines,
+        noise=noise,
+    )
+    block.notes = _notes(block, cells)
+    if older:
+        block.notes.append(f"left out: {older} cells of older versions of these tasks.")
+    return block
+
+
+def _labels(rows: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """A label per row; rows that were given the same one also name what tells them apart."""
+    labels = {key: str(group["label"].iloc[0]) for key, group in rows.items()}
+    answer = {}
+    for key, label in labels.items():
+        methods = {other: json.loads(other)["method"] for other in labels if labels[other] == label}
+        mine = {**methods[key]["knobs"], "version": methods[key]["version"]}
+        others = [{**m["knobs"], "version": m["version"]} for m in methods.values()]
+        apart = [f"{k}={v}" for k, v in mine.items() if any(o.get(k) != v for o in others)]
+        answer[key] = " ".join([label, *apart])
+    return answer
+
+
+def _pair(full: pd.DataFrame, method: pd.DataFrame) -> pd.DataFrame:
+    """Samples that both answered, full's columns suffixed `_full`; refuses different prompts."""
+    columns = [*PAIR, "cell", "prompt_sha", "score", "output"]
+    pairs = method.merge(full[columns], on=PAIR, suffixes=("", "_full"), validate="one_to_one")
+    wrong = pairs[pairs["prompt_sha"] != pairs["prompt_sha_full"]]
+    if len(wrong):
+        one = wrong.iloc[0]
+        raise MacbenchError(
+            f"sample {one['id']} has another prompt in {one['cell']} than in {one['cell_full']}, "
+            "so the two cannot be compared; run both again into an empty out=."
+        )
+    return pairs
+
+
+def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[str]) -> Line:
+    config = cells["config"].iloc[0]
+    asked, radius = _asked(config)
+    answered = [task for task in tasks if (samples["task"] == task).any()]
+    failed = cells["failed"].notna().sum()
+    marks = ["control"] if cells["control"].iloc[0] else []
+    if failed:
+        marks.append(f"failed: {failed} of {len(cells)} cells")
+    if len(answered) < len(tasks):
+        marks.append(f"{len(answered)} of {len(tasks)} tasks")
+    if len(samples) and not samples["steps"].sum():
+        marks.append("no scored step")
+    elif len(samples) and not samples.loc[samples["steps"] > 0, "acted"].any():
+        marks.append("never acted")
+    per_task = {}
+    for task in answered:
+        own = samples[samples["task"] == task]
+        per_task[task] = (interval(own["score"], own["task"], own["cluster"]), len(own))
+    some = len(samples) > 0
+    return Line(
+        label=label,
+        control=bool(cells["control"].iloc[0]),
+        marks=marks,
+        asked=asked,
+        radius=radius,
+        n=len(samples),
+        tasks=per_task,
+        accuracy=(
+            interval(samples["score"], samples["task"], samples["cluster"]) if some else None
+        ),
+        versus=None,
+        budgets=budgets(samples, config["geometry"]["token_bytes"]) if some else None,
+        acceptance=None,
+    )
+
+
+def _asked(config: dict[str, Any]) -> tuple[str, float | None]:
+    """What the user asked, in the unit of the knob; MAC's match radius."""
+    asked, radius = config["asked"], None
+    parts = []
+    if config["floor"] is not None:
+        parts.append(f"min {100 * config['floor']:.1f} %")
+    elif "budget" in asked:
+        parts.append(f"{100 * asked['budget']:g} %")
+    elif "tokens" in asked:
+        parts.append(f"{100 * asked['tokens']:g} % of tokens")
+    if isinstance(asked.get("tau"), list):
+        parts.append("tau per layer")
+    elif "tau" in asked:
+        radius = match_radius(asked["tau"], config["geometry"]["head_dim"])
+        parts.append(f"tau {asked['tau']:g} (radius {radius:.2f})")
+    return ", ".join(parts), radius
+
+
+def _embedded(cells: pd.DataFrame, samples: pd.DataFrame) -> set[str]:
+    """Tasks that used the embedded text, also where every cell of them failed."""
+    noted = cells[["source=embedded" in config["notes"] for config in cells["config"]]]
+    return {*noted["task"], *samples.loc[samples["source"] == "embedded", "task"]}
+
+
+def _title(cells: pd.DataFrame, embedded: set[str]) -> str:
+    first = cells.iloc[0]
+    notes = {note for config in cells["config"] for note in config["notes"]}
+    about = "; ".join(sorted(note for note in notes if not note.startswith("source=")))
+    family = _family(first["task"])
+    temperature = first["identity"]["decoding"].get("temperature")
+    parts = [
+        f"{first['model']} ({about})" if about else first["model"],
+        first["dtype"],
+        f"{first['length']} tokens",
+        FAMILIES.get(family, family) + (" source=embedded" if embedded else ""),
+        f"hold={first['hold']}",
+        f"temperature={temperature:g}" if temperature else "greedy",
+    ]
+    return ", ".join(parts)
+
+
+def _family(task: str) -> str:
+    return task.partition("/")[0]
+
+
+def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
+    notes = [*EXPLAIN]
+    if block.noise:
+        share, n = block.noise
+        notes.append(
+            f"noise floor: {100 * share:.1f} % of {n} samples got another answer from full "
+            "attention split in two and merged, which is also exact."
+        )
+    if any(line.control for line in block.lines):
+        notes.append("control: not a method to be used; it may look at every key to choose some.")
+    for line in block.lines:
+        if line.versus and line.versus.difference.low > 0:
+            notes.append(f"{line.label} is better than full attention: look for a bug first.")
+    for _, cell in cells[cells["failed"].notna()].iterrows():
+        notes.append(f"failed: {cell['label']} on {cell['task']}: {cell['failed']}")
+    identities = [*cells["identity"]]
+    versions = {f"{i[k]['name']} {i[k]['version']}" for i in identities for k in ("task", "method")}
+    notes.append(f"versions: {', '.join(sorted(versions))}; schema {identities[0]['schema']}.")
+    return notes
+
+
+# -- from lines to text --------------------------------------------------------------------------
+
+Grid = list[list[str]]  # the first row is the header
+
+
+def _main_grid(block: Block) -> Grid:
+    grid = [
+        ["method", "accuracy", "vs full", "p", "p Holm", "head", "token", "byte", "resident"],
+    ]
+    grid[0] += ["asked", "acceptance", "n"]
+    for line in block.lines:
+        v, b = line.versus, line.budgets
+        shares = [b.head, b.token, b.byte, b.resident] if b else [None] * 4
+        grid.append(
+            [
+                f"{line.label} ({', '.join(line.marks)})" if line.marks else line.label,
+                _plus_minus(line.accuracy),
+                _bracket(v.difference) if v else "-",
+                _p(v.p if v else None),
+                _p(line.holm),
+                *map(_percent, shares),
+                line.asked or "-",
+                _percent(line.acceptance),
+                str(line.n),
+            ]
+        )
+    return _drop_empty(grid)
+
+
+def _task_grid(block: Block) -> Grid:
+    names = sorted({task for line in block.lines for task in line.tasks})
+    marked = {task: " (embedded)" if task in block.embedded else "" for task in names}
+    grid = [["accuracy", *(task.rpartition("/")[2] + marked[task] for task in names)]]
+    for line in block.lines:
+        accuracies = [line.tasks[task][0] if task in line.tasks else None for task in names]
+        grid.append([line.label, *map(_plus_minus, accuracies)])
+    return grid
+
+
+def _drop_empty(grid: Grid) -> Grid:
+    """Without the columns that say nothing in any row."""
+    kept = [i for i in range(len(grid[0])) if any(row[i] != "-" for row in grid[1:])]
+    return [[row[i] for i in kept] for row in grid]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _plus_minus(value: Interval | None) -> str:
+    return "-" if value is None else f"{100 * value.mean:.1f} +- {100 * value.half_width:.1f}"
+
+
+def _bracket(value: Interval) -> str:
+    mean, low, high = (f"{100 * x + 0.0:+.1f}" for x in (value.mean, value.low, value.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _grids(block: Block) -> list[Grid]:
+    tasks = _task_grid(block)
+    return [_main_grid(block), tasks] if len(tasks[0]) > 2 else [_main_grid(block)]
+
+
+def _text(block: Block) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width)
+    console.print(Text(block.title, style="bold"))
+    for header, *rows in _grids(block):
+        drawn = Table(box=box.SIMPLE, pad_edge=False)
+        for i, name in enumerate(header):
+            drawn.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
+        for row in rows:
+            drawn.add_row(*map(Text, row))
+        console.print(drawn)
+    for note in block.notes:
+        console.print(Text(note, style="dim"))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _markdown(block: Block) -> str:
+    parts = [f"**{block.title}**"]
+    for header, *rows in _grids(block):
+        rule = ["---"] + ["---:"] * (len(header) - 1)
+        cells = [[cell.replace("|", r"\|") for cell in row] for row in (header, rule, *rows)]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
+    parts.append("\n".join(f"- {note}" for note in block.notes))
+    return "\n\n".join(parts).replace("+-", "±")
+
+
+def _latex(block: Block) -> str:
+    """booktabs tables; the notes are comments of the source."""
+    parts = []
+    for grid in _grids(block):
+        header, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in grid)
+        width = len(grid[0])
+        parts += [
+            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            r"\toprule",
+            rf"\multicolumn{{{width}}}{{l}}{{{_tex(block.title)}}} \\",
+            r"\midrule",
+            header,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    return "\n".join([*parts, *(f"% {note}" for note in block.notes)])
+
+
+def _tex(cell: str) -> str:
+    for special in "&%_#$":
+        cell = cell.replace(special, "\\" + special)
+    return cell.replace("+-", r"$\pm$").replace("<", "$<$")
+
+
+def _csv(blocks: list[Block]) -> str:
+    """One row per method and task, and one with task=all that holds what is pooled over tasks."""
+    rows: list[dict[str, Any]] = []
+    for block in blocks:
+        for line in block.lines:
+            fixed = {
+                **block.about,
+                "method": line.label,
+                "marks": "; ".join(line.marks),
+                "asked": line.asked,
+                "radius": line.radius,
+            }
+            source = "embedded" if block.embedded else ""
+            pooled: dict[str, Any] = {"task": "all", "source": source, "n": line.n}
+            if line.accuracy:
+                pooled |= _columns("accuracy", line.accuracy)
+            if v := line.versus:
+                pooled |= _columns("difference", v.difference)
+                pooled |= {"p": v.p, "p_holm": line.holm, "test": v.test, "pairs": v.n}
+                pooled |= {"worse": v.worse, "better": v.better}
+            if b := line.budgets:
+                pooled |= {"head_budget": b.head, "token_budget": b.token}
+                pooled |= {"byte_budget": b.byte, "resident": b.resident}
+            pooled["acceptance"] = line.acceptance
+            pooled["noise_floor"] = block.noise[0] if block.noise else None
+            rows.append(fixed | pooled)
+            for task, (accuracy, n) in line.tasks.items():
+                source = "embedded" if task in block.embedded else ""
+                own = {"task": task, "source": source, "n": n}
+                rows.append(fixed | own | _columns("accuracy", accuracy))
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+
+
+def _columns(name: str, value: Interval) -> dict[str, float]:
+    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}

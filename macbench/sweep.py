@@ -1,0 +1,71 @@
+"""`macbench run -m`: Hydra's sweeper and launchers over runs that share one store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from macbench import overrides
+from macbench.config import build, configure
+from macbench.errors import MacbenchError
+from macbench.progress import Progress
+
+
+class JobFailed(Exception):
+    """A job's exit code, carried through the launcher; what went wrong is already printed."""
+
+
+def sweep(words: Sequence[str]) -> int:
+    """Run every job of a sweep; all are checked before the first starts. Returns the exit code."""
+    from macbench.store import check_writable
+
+    for_hydra, jobs = overrides.split_sweep(words)
+    for out in {configure(job).out for job in jobs}:
+        check_writable(out)
+    overrides.register()
+    try:
+        with _arguments(["macbench", "-m", *for_hydra]):
+            hydra.main("pkg://macbench.conf", "config", version_base="1.3")(_job)()
+    except JobFailed as failed:
+        return int(failed.args[0])
+    except hydra.errors.HydraException as error:  # such as an unknown launcher
+        raise MacbenchError(str(error).strip().split("\n")[0]) from error
+    return 0
+
+
+def _job(cfg: Any) -> None:
+    """One job, in whatever process the launcher chose."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from macbench.run import run
+
+    given = {word.partition("=")[0] for word in HydraConfig.get().overrides.task}
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    progress = Progress()
+    try:
+        progress.note(" ".join(HydraConfig.get().overrides.task))
+        code = run(build(values, given), progress)
+    except MacbenchError as error:
+        progress.note(f"macbench: {error}")
+        code = 2
+    finally:
+        progress.stop()
+    if code:
+        raise JobFailed(code)
+
+
+@contextmanager
+def _arguments(argv: list[str]) -> Any:
+    """What hydra.main reads: the program's arguments, and that errors are raised, not printed."""
+    before, sys.argv = sys.argv, argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
