@@ -43,7 +43,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in options)
     if origin is Literal:
-        return not isinstance(value, list) and value in options
+        return any(type(value) is type(option) and value == option for option in options)
     if origin is list:
         return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
     if hint is float:

@@ -93,7 +93,7 @@ def parser() -> Parser:
     )
     add.add_argument("figure", metavar="FIGURE")
     add.add_argument("--from", dest="dir", type=Path, required=True, metavar="DIR")
-    add.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/figures")
+    add.add_argument("--out", type=Path, metavar="DIR", help="default: the folder itself")
 
     add = command("fetch", fetch, "Get data or the embedded model.", "macbench fetch smollm2")
     add.add_argument("what", choices=("ruler", "smollm2"))
@@ -205,13 +205,11 @@ def show(args: argparse.Namespace) -> None:
 
 def plot(args: argparse.Namespace) -> None:
     from macbench import plots
-    from macbench.errors import nearest
+    from macbench.store import check_writable
 
-    if args.figure not in plots.names():
-        raise MacbenchError(
-            f"unknown figure '{args.figure}': {nearest(args.figure, plots.names())}"
-        )
-    for path in plots.draw(args.figure, _results(args.dir), args.out or args.dir / "figures"):
+    folder = args.out or _results(args.dir)
+    check_writable(folder)
+    for path in plots.draw(args.figure, _results(args.dir), folder):
         print(path)
 
 
@@ -245,13 +243,17 @@ def env(args: argparse.Namespace) -> None:
             print(f"{key}: {value}")
 
 
-def demo(args: argparse.Namespace) -> int | None:
+def demo(args: argparse.Namespace) -> int:
     if args.samples < 1:
         raise MacbenchError(f"--samples {args.samples}: give at least 1.")
-    from macbench.config import tokens
     from macbench.experiments.demo import main as run_demo
+    from macbench.progress import Progress
 
-    return run_demo(args.out, args.samples, tokens(args.length))
+    progress = Progress()
+    try:
+        return run_demo(args.out, args.samples, args.length, progress)
+    finally:
+        progress.stop()
 
 
 if __name__ == "__main__":

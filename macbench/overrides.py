@@ -81,13 +81,19 @@ def _parse(words: Sequence[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    parser, parsed = OverridesParser.create(), []
     for word in words:
-        if "=" not in word or word[0] in "+~":
+        key, equals, _ = word.partition("=")
+        if not (equals and key) or key[0] in "+~":
             raise MacbenchError(f"'{word}' is not an option; write key=value, as in length=4k.")
-    try:
-        return OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        raise MacbenchError(f"the options cannot be read: {_first_line(error)}") from error
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException as error:
+            raise MacbenchError(
+                f"'{word}' cannot be read; a value with special characters needs quotes of its "
+                f"own, as in '{key}=\"…\"'."
+            ) from error
+    return parsed
 
 
 def _first_line(error: Exception) -> str:

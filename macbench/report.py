@@ -288,16 +288,16 @@ Grid = list[list[str]]  # the first row is the header
 
 
 def _main_grid(block: Block) -> Grid:
-    grid = [
-        ["method", "accuracy", "vs full", "p", "p Holm", "head", "token", "byte", "resident"],
-    ]
-    grid[0] += ["asked", "acceptance", "n"]
+    header = ["method", "n", "accuracy", "vs full", "p", "p Holm"]
+    header += ["head", "token", "byte", "resident", "asked", "acceptance"]
+    grid = [header]
     for line in block.lines:
         v, b = line.versus, line.budgets
         shares = [b.head, b.token, b.byte, b.resident] if b else [None] * 4
         grid.append(
             [
                 f"{line.label} ({', '.join(line.marks)})" if line.marks else line.label,
+                str(line.n),
                 _plus_minus(line.accuracy),
                 _bracket(v.difference) if v else "-",
                 _p(v.p if v else None),
@@ -305,7 +305,6 @@ def _main_grid(block: Block) -> Grid:
                 *map(_percent, shares),
                 line.asked or "-",
                 _percent(line.acceptance),
-                str(line.n),
             ]
         )
     return _drop_empty(grid)
@@ -350,6 +349,7 @@ def _grids(block: Block) -> list[Grid]:
 
 
 def _text(block: Block) -> str:
+    """Plain, or in colours and within the width of the terminal where stdout is one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -357,19 +357,31 @@ def _text(block: Block) -> str:
 
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 10_000
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=width)
-    console.print(Text(block.title, style="bold"))
-    for header, *rows in _grids(block):
-        drawn = Table(box=box.SIMPLE, pad_edge=False)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=width)
+    console.print(Text(block.title, style="bold"), "\n")
+    for header, *rows in (part for grid in _grids(block) for part in _fit(grid, width)):
+        drawn = Table(box=box.SIMPLE, show_edge=False)
         for i, name in enumerate(header):
             drawn.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
         for row in rows:
             drawn.add_row(*map(Text, row))
-        console.print(drawn)
+        console.print(drawn, "\n")
     for note in block.notes:
         console.print(Text(note, style="dim"))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def _fit(grid: Grid, width: int) -> list[Grid]:
+    """The grid in parts that fit the width, each with the first column: nothing is clipped."""
+    size = [max(len(row[i]) for row in grid) + 3 for i in range(len(grid[0]))]
+    parts, room = [[0]], width - size[0]
+    for i in range(1, len(size)):
+        if size[i] > room and len(parts[-1]) > 1:
+            parts, room = [*parts, [0]], width - size[0]
+        parts[-1].append(i)
+        room -= size[i]
+    return [[[row[i] for i in part] for row in grid] for part in parts]
 
 
 def _markdown(block: Block) -> str:
@@ -438,7 +450,7 @@ def _csv(blocks: list[Block]) -> str:
                 source = "embedded" if task in block.embedded else ""
                 own = {"task": task, "source": source, "n": n}
                 rows.append(fixed | own | _columns("accuracy", accuracy))
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _columns(name: str, value: Interval) -> dict[str, float]:

@@ -26,7 +26,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
@@ -287,6 +287,7 @@ def _replace(path: Path, content: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
+@cache
 def environment() -> Row:
     """What a run's numbers may depend on beside its configuration: versions, machine, commit."""
     import torch

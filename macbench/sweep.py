@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,8 @@ def sweep(words: Sequence[str]) -> int:
     except JobFailed as failed:
         return int(failed.args[0])
     except hydra.errors.HydraException as error:  # such as an unknown launcher
-        raise MacbenchError(str(error).strip().split("\n")[0]) from error
+        told = " ".join(str(error).split()).partition(" Config search path")[0]
+        raise MacbenchError(f"the sweep cannot start: {told}.") from error
     return 0
 
 
@@ -45,12 +46,14 @@ def _job(cfg: Any) -> None:
 
     from macbench.run import run
 
-    given = {word.partition("=")[0] for word in HydraConfig.get().overrides.task}
+    words = list(HydraConfig.get().overrides.task)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     progress = Progress()
     try:
-        progress.note(" ".join(HydraConfig.get().overrides.task))
-        code = run(build(values, given), progress)
+        config = build(values, {word.partition("=")[0] for word in words})
+        tasks, lengths = ",".join(config.tasks), ",".join(map(str, config.lengths))
+        progress.note(f"{config.model['name']}, {tasks}, {lengths} tokens, seed {config.seed}")
+        code = run(config, progress)
     except MacbenchError as error:
         progress.note(f"macbench: {error}")
         code = 2
@@ -61,11 +64,15 @@ def _job(cfg: Any) -> None:
 
 
 @contextmanager
-def _arguments(argv: list[str]) -> Any:
+def _arguments(argv: list[str]) -> Iterator[None]:
     """What hydra.main reads: the program's arguments, and that errors are raised, not printed."""
     before, sys.argv = sys.argv, argv
+    full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
         sys.argv = before
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full

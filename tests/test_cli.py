@@ -1,0 +1,308 @@
+"""The program as people use it: sentences, exit codes, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from macbench import presets
+from macbench.cli import main, parser
+from macbench.config import configure
+
+ROOT = Path(__file__).parents[1]
+WINDOW = 2048
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> list[str]:
+    """The words that choose a random two-layer model which can read and write text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train([str(ROOT / "LICENSE")], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    LlamaConfig(
+        vocab_size=1000,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=WINDOW,
+        bos_token_id=0,
+        eos_token_id=1,
+    ).save_pretrained(folder)
+    return [f"model.source={folder}", "model.init=random", "model.device=cpu", "model.name=tiny"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refusal(capsys, *argv: str) -> str:
+    """The one sentence on stderr of a command that must exit with code 2."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("macbench: ")
+    return line
+
+
+def rows(out: Path) -> dict[str, list[str]]:
+    """Every cell's samples without their times."""
+
+    def timeless(line: str) -> str:
+        return json.dumps({k: v for k, v in json.loads(line).items() if k != "time"})
+
+    return {
+        path.parent.name: [timeless(line) for line in path.read_text().splitlines()]
+        for path in sorted(out.glob("*/samples.jsonl"))
+    }
+
+
+def run(*words: str, limit: int = 1) -> list[str]:
+    base = ["task=ruler/niah_single_1", "length=1k", "max_new=4", f"limit={limit}"]
+    return ["run", *base, *words]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], "required: COMMAND"),
+        (["rn"], "invalid choice: 'rn'"),
+        (["show"], "required: DIR; see `macbench show --help`"),
+        (["show", "nowhere"], "there is no folder nowhere"),
+        (["plot", "accuracy_budgt", "--from", "."], "did you mean 'accuracy_budget'?"),
+        (["list", "model"], "invalid choice: 'model'"),
+        (["list", "models", "--yaml"], "unknown argument '--yaml'; see `macbench list --help`"),
+        (["run", "--limit=3"], "unknown argument '--limit=3'; see `macbench run --help`"),
+        (["run", "method=[full,mca]"], "unknown method 'mca': did you mean 'mac'?"),
+        (["run", "task=ruler/few"], "did you mean 'ruler/fwe'?"),
+        (["run", "model=smollm"], "did you mean 'smollm2'?"),
+        (["run", "lenght=4k"], "unknown option 'lenght': did you mean 'length'?"),
+        (["run", "method=quest", "quest.budget=1.2"], "a share in (0, 1]"),
+        (["run", "-m", "method=full,mac"], "write the list method=[full,mac]"),
+        (["run", "-m", "mac.tau=0.4,0.5"], "write the list mac.tau=[0.4,0.5]"),
+        (["run", "-m", "length=2k,long"], "write tokens as 4096 or 4k"),
+        (["run", "-m", "seed=1,2", "hydra/launcher=nonesuch"], "nonesuch"),
+        (["demo", "--samples", "0"], "at least 1"),
+    ],
+)
+def test_bad_words_are_refused_in_one_sentence(capsys, here, argv, part):
+    assert part in refusal(capsys, *argv)
+    assert not [path for path in here.iterdir() if path.name != "results"]
+
+
+def test_a_length_above_the_window(capsys, here, tiny):
+    sentence = refusal(capsys, *run(*tiny, "length=4k"))
+    assert f"window of {WINDOW} tokens" in sentence and "4096" in sentence
+
+
+def test_a_budget_below_the_floor_names_the_floor_and_unreachable_runs_it(capsys, here, tiny):
+    words = ["method=[full,quest]", "quest.budget=0.01", "out=results"]
+    assert "unreachable=floor" in refusal(capsys, *run(*tiny, *words))
+    assert not list(here.glob("results/*/"))
+    assert main(run(*tiny, *words, "unreachable=floor")) == 0
+    assert "min " in capsys.readouterr().out
+
+
+def test_an_unwritable_results_folder(capsys, here, tiny):
+    Path("file").write_text("not a folder")
+    assert "file/results" in refusal(capsys, *run(*tiny, "out=file/results"))
+
+
+def test_missing_weights_without_network(capsys, here, monkeypatch):
+    sentence = refusal(capsys, *run("model.source=nobody/nothing-1b"))
+    assert "hf download nobody/nothing-1b" in sentence and "model.source" in sentence
+
+
+def test_a_corrupt_data_line(capsys, here, tiny, monkeypatch):
+    data = here.parent / "data" / "ruler"
+    data.mkdir(parents=True)
+    (data / "squad.json").write_text('{"data": [\n{"title": "a", "paragraphs": [\nbroken\n')
+    monkeypatch.setenv("MACBENCH_DATA", str(data.parent))
+    sentence = refusal(capsys, *run(*tiny, "task=ruler/qa_1"))
+    assert "squad.json" in sentence and "line 3" in sentence
+
+
+def test_a_gpu_backend_without_a_gpu(capsys, here, tiny):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    sentence = refusal(capsys, *run(*tiny, "backend=triton"))
+    assert "backend=triton needs a CUDA GPU" in sentence and "backend=torch" in sentence
+
+
+def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt() -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("macbench.store.environment", interrupt)
+    assert main(["env"]) == 130
+    assert "the same command again continues" in capsys.readouterr().err
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_prints_its_table_and_the_same_command_again_continues(capsys, here, tiny):
+    knobs = ["method=[full,mac,quest]", "mac.tau=[0.2,0.4]", "mac.K=64", "mac.r=16"]
+    words = [*tiny, *knobs, "quest.budget=[0.7,0.9]", "quest.dense_layers=1", "out=results"]
+    assert main(run(*words)) == 0
+    out = capsys.readouterr().out
+    for label in ("full", "mac tau=0.2", "mac tau=0.4", "quest budget=0.7", "quest budget=0.9"):
+        assert label in out
+    assert "macbench show results" in out
+    first = rows(here / "results")
+    assert len(first) == 5 and all(len(samples) == 1 for samples in first.values())
+    stamps = {path: path.read_bytes() for path in here.glob("results/*/samples.jsonl")}
+
+    assert main(run(*words)) == 0
+    assert stamps == {path: path.read_bytes() for path in here.glob("results/*/samples.jsonl")}
+
+    assert main(run(*words, limit=2)) == 0
+    more = rows(here / "results")
+    assert {cell: samples[:1] for cell, samples in more.items()} == first
+    assert all(len(samples) == 2 for samples in more.values())
+
+    for form in ("md", "csv", "latex"):
+        capsys.readouterr()
+        assert main(["show", "results", "--format", form]) == 0
+        assert "mac tau=0.2" in capsys.readouterr().out.replace("\\_", "_")
+    assert main(["plot", "accuracy_budget", "--from", "results", "--out", "figures"]) == 0
+    figure = Path(capsys.readouterr().out.split()[-1])
+    assert figure.parent == Path("figures") and figure.stat().st_size > 0
+    assert {path.name for path in here.iterdir()} == {"results", "figures"}
+
+
+def test_a_sweep_runs_every_combination_and_leaves_nothing_else(capsys, here, tiny):
+    words = [*tiny, "method=[full,streaming_llm]", "length=512,1k", "seed=1,2", "out=results"]
+    assert main([*run(), "-m", *words]) == 0
+    found = rows(here / "results")
+    assert len(found) == 2 * 2 * 2 and all(len(samples) == 1 for samples in found.values())
+    assert [path.name for path in here.iterdir()] == ["results"]
+
+
+def test_a_sweep_with_a_failing_job_says_so_and_does_the_others(capsys, here, tiny):
+    words = [*tiny, "method=[full]", "length=4k,1k", "out=results"]
+    assert main([*run(), "-m", *words]) == 2
+    assert f"window of {WINDOW} tokens" in capsys.readouterr().err
+    assert len(rows(here / "results")) == 1
+
+
+# --- what there is -------------------------------------------------------------------------------
+
+
+def test_lists_as_json(capsys):
+    def listed(what: str) -> list[str]:
+        assert main(["list", what, "--json"]) == 0
+        return [row["name"] for row in json.loads(capsys.readouterr().out)]
+
+    assert listed("models") == presets.models()
+    assert len([name for name in listed("tasks") if name.startswith("ruler/")]) == 13
+    for name in listed("methods"):
+        assert configure([f"method={name}"]).cells[0].label == name
+
+
+def test_lists_for_reading(capsys):
+    assert main(["list", "methods"]) == 0
+    assert "mac.max_chain=null" in capsys.readouterr().out
+
+
+def commands() -> list[str]:
+    return ["run", "list", "show", "plot", "fetch", "env", "demo"]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_help_of_a_command_has_an_example_that_is_accepted(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    example = shlex.split(text.partition("example:\n")[2].splitlines()[0])
+    assert example[:2] == ["macbench", command]
+    args = parser().parse_args(example[1:])
+    if command == "run":
+        assert configure(args.options).cells
+
+
+def test_the_help_of_run_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out
+    for option in ("task", "method", "length", "limit", "seed", "hold", "out", "block", "backend"):
+        assert f"  {option}: " in text
+    assert "hydra:" not in text
+
+
+def test_help_starts_without_torch():
+    code = "import sys; from macbench.cli import parser; parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_environment_names_the_versions(capsys):
+    import torch
+
+    assert main(["env"]) == 0
+    assert f"torch: {torch.__version__}" in capsys.readouterr().out
+
+
+# --- what is installed ---------------------------------------------------------------------------
+
+
+def test_a_wheel_holds_every_module_and_data_file(tmp_path):
+    rooms = ("macbench", "kernels", "conf", "experiments", "plots")
+    source = tmp_path / "source"
+    junk = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
+    for room in rooms:
+        shutil.copytree(ROOT / room, source / room, ignore=junk)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        (
+            path.relative_to(source)
+            if room == "macbench"
+            else Path("macbench") / path.relative_to(source)
+        ).as_posix()
+        for room in rooms
+        for path in (source / room).rglob("*")
+        if path.is_file()
+    }
+    assert {name for name in expected if name.endswith((".py", ".yaml", "py.typed"))} <= packed
+    assert expected - packed <= {name for name in expected if name.endswith((".md", ".png"))}
+    assert packed <= expected

@@ -1,0 +1,273 @@
+"""The table: numbers against the rows they come from, and what it must say beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pytest
+
+from macbench import store
+from macbench.errors import MacbenchError
+from macbench.report import summarise, table
+
+TASKS = ("ruler/niah_single_2", "ruler/fwe")
+GEOMETRY = {"layers": 1, "q_heads": 2, "kv_heads": 1, "head_dim": 64, "token_bytes": 512}
+
+
+def write(
+    out,
+    method,
+    knobs,
+    scores,
+    task=TASKS[0],
+    *,
+    label=None,
+    length=2048,
+    seed=0,
+    version=1,
+    source="synthetic",
+    outputs=None,
+    sha="s",
+    acted=True,
+    failed=None,
+    **config,
+):
+    """One cell whose samples read half of the cache and hit 3 of 4 times."""
+    identity = {
+        "schema": 1,
+        "model": {"name": "tiny", "weights": "w"},
+        "dtype": "float32",
+        "task": {"name": task, "version": version, "knobs": {}},
+        "length": length,
+        "seed": seed,
+        "hold": 0,
+        "max_new": None,
+        "decoding": {"temperature": 0.0},
+        "method": {"name": method, "version": 1, "knobs": knobs},
+    }
+    about = {
+        "label": label or method,
+        "method": method,
+        "asked": {k: v for k, v in knobs.items() if k in ("tau", "budget", "tokens")},
+        "control": False,
+        "notes": ["4-bit quantised release", f"source={source}"],
+        "floor": None,
+        "block": 1,
+        "geometry": GEOMETRY,
+        **config,
+    }
+    share = 1 if method == "full" else 0.5
+    name = store.cell_name(["tiny", task, label or method], identity)
+    with store.open_cell(out, name, identity, about) as cell:
+        for i, score in enumerate(scores):
+            row = {
+                **dict.fromkeys(store.COLUMNS, 0),
+                "index": i,
+                "id": f"{task}-{i}",
+                "cluster": f"{task}-{i}",
+                "source": source,
+                "prompt_sha": f"{sha}{i}",
+                "output": outputs[i] if outputs else "",
+                "score": score,
+                "steps": 4.0,
+                "head_tokens": 800 * share,
+                "kv_tokens": 400 * share,
+                "meta_bytes": 0 if share == 1 else 20480.0,
+                "context_head": 800.0,
+                "context_kv": 400.0,
+                "resident": 1 if share == 1 else 1.25,
+                "acted": acted,
+            }
+            sums = {"head_tokens": [[400 * share] * 2], "kv_tokens": [[400 * share]]}
+            if method == "mac":
+                sums |= {k: [[3.0, 3.0]] for k in ("hit", "distance", "gap", "skip", "depth")}
+                sums |= {"group_hit": [[3.0]]}
+            cell.append(row, {"index": i, "id": row["id"], "steps": 4.0, "context": 400.0, **sums})
+        if failed:
+            cell.fail(failed)
+        else:
+            cell.finish()
+
+
+def rows(out) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table(store.read(out), "csv"))))
+
+
+FULL = [1, 1, 1, 1, 1, 1, 1, 0]
+MAC = [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Two tasks, full in two exact backends, MAC and a control."""
+    for task in TASKS:
+        write(tmp_path, "full", {"passes": 1}, FULL, task, outputs=list("abcdefgh"))
+        split = list("abcdefgh") if task == TASKS[0] else list("abcdefXX")
+        write(tmp_path, "full", {"passes": 2}, FULL, task, label="full/split", outputs=split)
+        write(tmp_path, "mac", {"tau": 0.45}, MAC, task, label="mac tau=0.45")
+        write(tmp_path, "oracle_topk", {"tokens": 0.2}, FULL, task, control=True)
+    return tmp_path
+
+
+def test_pooled_numbers(out):
+    found = {r["method"]: r for r in rows(out) if r["task"] == "all"}
+    assert list(found) == ["full", "mac tau=0.45", "oracle_topk"]  # full first, controls last
+    mac = found["mac tau=0.45"]
+    assert float(mac["accuracy"]) == 0.25 and int(mac["n"]) == 16
+    assert float(mac["difference"]) == pytest.approx(-0.625)
+    assert float(mac["difference_high"]) < 0
+    assert (mac["test"], int(mac["worse"]), int(mac["better"])) == ("mcnemar", 10, 0)
+    assert float(mac["p"]) == pytest.approx(2 / 2**10)
+    assert float(mac["p_holm"]) == pytest.approx(2 * 2 / 2**10)  # two rows are tested
+    assert float(mac["head_budget"]) == float(mac["token_budget"]) == 0.5
+    assert float(mac["byte_budget"]) == pytest.approx(0.5 + 20480 / (400 * 512))
+    assert float(mac["resident"]) == 1.25
+    assert float(mac["acceptance"]) == 0.75
+    assert float(mac["radius"]) == pytest.approx(128**0.5 * 0.55)
+    assert found["full"]["difference"] == "" and float(found["full"]["byte_budget"]) == 1
+    assert found["oracle_topk"]["marks"] == "control" and found["oracle_topk"]["acceptance"] == ""
+
+
+def test_rows_per_task(out):
+    found = [r for r in rows(out) if r["method"] == "mac tau=0.45" and r["task"] != "all"]
+    assert [r["task"] for r in found] == sorted(TASKS)
+    for row in found:
+        assert float(row["accuracy_low"]) < float(row["accuracy"]) < float(row["accuracy_high"])
+
+
+def test_split_is_the_noise_floor_and_not_a_row(out):
+    text = table(store.read(out))
+    assert "noise floor: 12.5 % of 16 samples" in text
+    assert "full/split" not in text.split("versions:")[0]
+    assert all(float(r["noise_floor"]) == 2 / 16 for r in rows(out) if r["task"] == "all")
+
+
+def test_text_says_what_was_run(out):
+    text = table(store.read(out))
+    title = text.splitlines()[0]
+    for part in ("tiny (4-bit quantised release)", "2048 tokens", "RULER", "hold=0", "greedy"):
+        assert part in title
+    assert "embedded" not in text
+    assert "tau 0.45 (radius 6.22)" in text
+    assert "20 % of tokens" in text and "oracle_topk (control)" in text
+    assert "\x1b" not in text  # not a terminal: no colours
+    line = next(line for line in text.splitlines() if line.strip().startswith("mac"))
+    assert "25.0 +- " in line and "-62.5 [" in line and "0.002" in line and "75.0" in line
+    assert "ruler/fwe 1" in text and "mac 1" in text  # versions
+
+
+@pytest.mark.parametrize("format", ["text", "md", "latex"])
+def test_embedded_source_is_said_wherever_ruler_is(tmp_path, format):
+    write(tmp_path, "full", {"passes": 1}, FULL, TASKS[0], source="embedded")
+    write(tmp_path, "full", {"passes": 1}, FULL, TASKS[1])
+    text = table(store.read(tmp_path), format)
+    named = [line for line in text.splitlines() if "RULER" in line]
+    assert named and all("RULER source=embedded" in line for line in named)
+    assert "embedded)" in text.split("accuracy")[2]  # the per-task table marks the task
+    sources = {r["task"]: r["source"] for r in rows(tmp_path)}
+    assert sources == {"all": "embedded", TASKS[0]: "embedded", TASKS[1]: ""}
+
+
+def test_silent_and_failed_cells_are_marked(out):
+    write(out, "quest", {"budget": 0.4}, FULL, TASKS[0], label="quest 40", acted=False)
+    write(out, "quest", {"budget": 0.4}, FULL, TASKS[1], label="quest 40", acted=False)
+    write(out, "quest", {"budget": 0.2}, FULL, TASKS[0], label="quest 20")
+    write(out, "quest", {"budget": 0.2}, [], TASKS[1], label="quest 20", failed="out of memory")
+    write(out, "random", {"tokens": 0.2}, [], TASKS[0], failed="out of memory")
+    text = table(store.read(out))
+    assert "quest 40 (never acted)" in text
+    assert "quest 20 (failed: 1 of 2 cells, 1 of 2 tasks)" in text
+    assert "random (failed: 1 of 1 cells, 0 of 2 tasks)" in text
+    assert "failed: quest 20 on ruler/fwe: out of memory" in text
+    quest = next(r for r in rows(out) if r["method"] == "quest 20")
+    assert (quest["n"], quest["pairs"]) == ("8", "8")  # compared on the task it did answer
+
+
+def test_only_failed_cells(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, [], failed="out of memory")
+    assert "failed: full on ruler/niah_single_2: out of memory" in table(store.read(tmp_path))
+
+
+def test_budget_below_the_floor_prints_its_minimum(tmp_path):
+    write(tmp_path, "quest", {"budget": 0.136}, FULL, floor=0.136, asked={"budget": 0.05})
+    text = table(store.read(tmp_path))
+    assert "min 13.6 %" in text and "vs full" not in text.split("accuracy:")[0]
+
+
+def test_lengths_are_separate_tables_and_seeds_are_pooled(tmp_path):
+    for length in (2048, 4096):
+        for seed in (0, 1):
+            write(tmp_path, "full", {"passes": 1}, FULL, length=length, seed=seed)
+            write(tmp_path, "mac", {"tau": 0.6}, MAC, length=length, seed=seed)
+    blocks = summarise(store.read(tmp_path))
+    assert [block.about["length"] for block in blocks] == [2048, 4096]
+    assert [line.n for line in blocks[0].lines] == [16, 16]
+    versus = blocks[0].lines[1].versus
+    assert versus and (versus.n, versus.worse, versus.test) == (16, 10, "mcnemar")
+
+
+def test_fewer_samples_are_paired_on_what_both_have(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    write(tmp_path, "mac", {"tau": 0.6}, MAC[:4])
+    line = summarise(store.read(tmp_path))[0].lines[1]
+    assert line.versus and line.n == line.versus.n == 4
+    assert line.versus.difference.mean == -0.5
+
+
+def test_different_prompts_are_never_compared(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    write(tmp_path, "mac", {"tau": 0.6}, MAC, sha="other")
+    with pytest.raises(MacbenchError, match="has another prompt in"):
+        table(store.read(tmp_path))
+
+
+def test_older_task_versions_are_left_out(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, [0] * 8, version=1)
+    write(tmp_path, "full", {"passes": 1}, [1] * 8, version=2, sha="new")
+    block = summarise(store.read(tmp_path))[0]
+    assert [line.accuracy.mean for line in block.lines if line.accuracy] == [1]
+    assert "left out: 1 cells of older versions" in block.notes[-1]
+
+
+def test_equal_labels_name_what_differs(tmp_path):
+    write(tmp_path, "mac", {"tau": 0.6, "K": 128}, MAC)
+    write(tmp_path, "mac", {"tau": 0.6, "K": 512}, MAC)
+    labels = [line.label for line in summarise(store.read(tmp_path))[0].lines]
+    assert labels == ["mac K=128", "mac K=512"]
+
+
+def test_better_than_full_is_a_warning(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, [0] * 8)
+    write(tmp_path, "quest", {"budget": 0.2}, [1] * 8)
+    assert "quest is better than full attention: look for a bug" in table(store.read(tmp_path))
+
+
+def test_narrow_terminal_clips_nothing(out, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    text = table(store.read(out))
+    assert "\x1b" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(map(len, plain.splitlines())) <= 80 and "…" not in plain
+    assert "tau 0.45 (radius 6.22)" in plain and plain.count("mac tau=0.45") >= 3
+
+
+def test_markdown_and_latex_are_well_formed(out):
+    text = table(store.read(out), "md")
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+    tex = [line for line in table(store.read(out), "latex").splitlines() if line[:1] != "%"]
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
+    body = [line for line in tex if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {line.count(" & ") for line in body} == {11, 2}
+    assert all(c not in line.replace("\\" + c, "") for line in tex for c in "%_#")
+
+
+def test_same_results_same_bytes_and_unknown_format(out):
+    for format in ("text", "md", "csv", "latex"):
+        assert table(store.read(out), format) == table(store.read(out), format)
+    with pytest.raises(MacbenchError, match=r"'latx': did you mean 'latex'\?"):
+        table(store.read(out), "latx")
