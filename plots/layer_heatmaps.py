@@ -15,7 +15,7 @@ PANELS = (("acceptance", "acceptance rate"), ("skip", "skipped prefix (a miss co
 
 def draw(results: Results) -> Figure:
     """A row per MAC cell label, all tasks together; x: layer, y: query head."""
-    layers = results.layers.merge(results.cells[["cell", "label"]], on="cell")
+    layers = results.layers.merge(results.cells[["label"]], left_on="cell", right_index=True)
     rates = acceptance(layers, by=("label", "layer", "head"))
     if rates.empty:
         raise MacbenchError("no cell here counted matches; run one with method=mac first.")
@@ -28,7 +28,9 @@ def draw(results: Results) -> Figure:
         for axis, (column, title) in zip(row, PANELS, strict=True):
             grid = rates.loc[label][column].unstack("layer")
             image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-            axis.set_title(f"{label}: {title}, mean {rates.loc[label][column].mean():.0%}", fontsize=9)
+            axis.set_title(
+                f"{label}: {title}, mean {rates.loc[label][column].mean():.0%}", fontsize=9
+            )
             axis.set(xlabel="layer", ylabel="query head")
             figure.colorbar(image, ax=axis, format=PercentFormatter(1, decimals=0))
     return figure

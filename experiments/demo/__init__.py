@@ -12,6 +12,7 @@ from pathlib import Path
 from macbench.progress import Progress
 
 TASKS = ("niah_single_2", "niah_multikey_1", "niah_multiquery", "fwe")
+ANSWER = 48  # tokens: the longest answer, four numbers, takes about 40
 METHODS = (
     "method=[full,full/split,mac,quest,streaming_llm,oracle_topk,random]",
     "mac.tau=[0.45,0.6]",
@@ -34,6 +35,7 @@ def overrides(out: Path, samples: int, length: str) -> list[str]:
         f"length={length}",
         f"limit={samples}",
         "block=4",
+        f"max_new={ANSWER}",
         f"out={out}",
         *METHODS,
     ]

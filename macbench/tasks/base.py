@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
+
+from macbench.errors import MacbenchError
+
+
+class LengthUnfit(MacbenchError):
+    """The task cannot be made at this length: refused when asked for alone, skipped in a family."""
 
 
 class Renderer(Protocol):
@@ -44,8 +50,8 @@ class Score:
 
 
 class Task(Protocol):
-    name: ClassVar[str]
-    version: ClassVar[int]  # raised by any edit that changes samples or scores
+    name: str
+    version: int  # raised by any edit that changes samples or scores
 
     def samples(self, text: Renderer, length: int, seed: int, limit: int) -> Iterator[Sample]:
         """The first `limit` samples at this length, in order; reproducible from `seed` alone."""

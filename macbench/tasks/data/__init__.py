@@ -1,0 +1,1 @@
+"""Shipped sources: an English text and a question set, both small."""
