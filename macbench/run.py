@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -110,8 +110,9 @@ def reachable(
     return create(spec.name, {**spec.knobs, knob: min(1.0, floor)}), floor
 
 
-def make_groups(config: RunConfig, model: Model, progress: Progress):
+def make_groups(config: RunConfig, model: Model, progress: Progress) -> Iterator[Group]:
     """Every (length, task) with its samples rendered into tokens."""
+    assert model.text is not None
     for length in config.lengths:
         for name in config.tasks:
             task = tasks.get(name, **config.task_knobs.get(name, {}))
@@ -163,7 +164,7 @@ def run_group(
         for start in range(0, len(group.samples), config.block):
             block = range(start, min(start + config.block, len(group.samples)))
             if all(group.samples[i].index in cell.rows for i in block for cell in cells):
-                progress.advance(len(block))
+                progress.advance(len(block), stored=True)
                 continue
             try:
                 if engine is None or engine.slots != len(block):

@@ -20,13 +20,13 @@ def draw(name: str, results: Path, out: Path | None = None) -> list[Path]:
     """Draw a figure from a results folder into `out` (default: the folder itself)."""
     if name not in names():
         raise MacbenchError(f"unknown figure '{name}': {nearest(name, names())}")
-    import matplotlib
+    import matplotlib.pyplot as plt
 
     from macbench.store import read
 
-    matplotlib.use("Agg")
+    plt.switch_backend("Agg")
     target = (out or results) / f"{name}.png"
     figure = importlib.import_module(f"{__name__}.{name}").draw(read(results))
     figure.savefig(target, **PNG)
-    matplotlib.pyplot.close(figure)
+    plt.close(figure)
     return [target]

@@ -42,16 +42,18 @@ def panel(axis: plt.Axes, block: Block) -> None:
         axis.axhspan(100 * line.accuracy.low, 100 * line.accuracy.high, color="0.5", alpha=0.12)
         axis.axhline(100 * line.accuracy.mean, color="0.35", ls="--", lw=1, label="full attention")
     for i, (name, lines) in enumerate(families.items()):
-        points = sorted(
-            (100 * line.budgets.byte, *(100 * x for x in vars(line.accuracy).values()))
-            for line in lines
-        )
-        x, y, low, high = zip(*points, strict=True)
+        points = []
+        for line in lines:
+            assert line.accuracy and line.budgets and line.budgets.byte is not None
+            a = line.accuracy
+            points.append([100 * x for x in (line.budgets.byte, a.mean, a.low, a.high)])
+        points.sort()
+        x, y = [p[0] for p in points], [p[1] for p in points]
         control = lines[0].control
         axis.errorbar(
             x,
             y,
-            yerr=[[a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)]],
+            yerr=[[p[1] - p[2] for p in points], [p[3] - p[1] for p in points]],
             marker=MARKS[i % len(MARKS)],
             color=f"C{i}",
             mfc="none" if control else None,

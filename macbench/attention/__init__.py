@@ -30,7 +30,7 @@ def create(name: str, knobs: dict[str, Any]) -> Method:
     """A method by name with its knobs; MacbenchError for an unknown name, knob or bad value."""
     if name not in METHODS:
         raise MacbenchError(f"unknown method '{name}': {nearest(name, list(METHODS))}")
-    known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
+    known = [f.name for f in fields(METHODS[name]) if f.init]  # type: ignore[arg-type]
     for knob in knobs:
         if knob not in known:
             raise MacbenchError(f"{name} has no option '{knob}': {nearest(knob, known)}")

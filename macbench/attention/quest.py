@@ -120,7 +120,7 @@ class Quest(Method):
         self.high[layer, row, :, page] = torch.where(first, key, torch.maximum(high, key))
 
     def _scores(self, layer, q, size):
-        """Bounds of q.k over each page, [B, Hq, pages]; if shared their group sums [B, Hkv, pages]."""
+        """Bounds of q.k over each page [B, Hq, pages]; if shared, group sums [B, Hkv, pages]."""
         b, kv_heads, d = len(q), self.geometry.kv_heads, q.shape[-1]
         grouped = wide(q).view(b, kv_heads, -1, d)
         low = self.low[layer, :, :, :size].transpose(-1, -2)

@@ -43,8 +43,8 @@ def views(cache: PagedCache, rows: Rows, methods: int, slots: int) -> list[View]
     made = []
     for m in range(methods):
         part = slice(m * slots, (m + 1) * slots)
-        own = (x[part] for x in (rows.table, rows.lens, rows.step, rows.live))
-        made.append(View(cache, *own, bound=0))
+        table, lens, step, live = (x[part] for x in (rows.table, rows.lens, rows.step, rows.live))
+        made.append(View(cache, table, lens, step, live, bound=0))
     return made
 
 
@@ -57,12 +57,13 @@ def decode(
     traces: Sequence[Trace],
     decoding: Decoding,
     longest: int,
+    most: int,
     steps: int,
 ) -> Tensor:
     """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
 
-    longest: the largest of rows.lens. A step feeds one token of every row through the model once;
-    each method attends on its own rows.
+    longest: the largest of rows.lens; most: tokens no row exceeds. A step feeds one token of every
+    row through the model once; each method attends on its own rows.
     """
     slots = len(rows.lens) // len(methods)
     forks = views(cache, rows, len(methods), slots)
@@ -92,10 +93,10 @@ def decode(
         if step < rows.pending.shape[1]:
             last = torch.where(step < rows.waiting, rows.pending[:, step], last)
         rows.lens.add_(rows.live)
-        position = rows.lens - 1
+        position = rows.lens - rows.live.long()  # a finished row writes behind its own tokens
         at, offset = rows.table[everyone, position // PAGE], position % PAGE
         for fork in forks:
-            fork.bound = longest + step + 1
+            fork.bound = min(longest + step + 1, most)
         hidden = model.forward(last[:, None], position[:, None], rows.regimes, attend)
         last = choose(model.logits(hidden[:, 0]), decoding, rows.keys, rows.made)
         sampled.append(last)

@@ -63,11 +63,11 @@ class Engine:
         self.model, self.methods, self.slots = model, list(methods), slots
         self.decoding = decoding or Decoding()
         self.chunk = chunk
-        longest = max_prompt + max_new
-        model.prepare(longest)
+        self.longest = max_prompt + max_new
+        model.prepare(self.longest)
         rows = slots * len(self.methods)
         self.cache = PagedCache(model.geometry, slots, rows, max_prompt, max_hold + max_new)
-        self.resident = [m.allocate(model.geometry, slots, longest) for m in self.methods]
+        self.resident = [m.allocate(model.geometry, slots, self.longest) for m in self.methods]
         self.keep = max(m.needs.prompt_queries for m in self.methods)
 
     @property
@@ -102,6 +102,7 @@ class Engine:
             traces,
             self.decoding,
             max(lengths),
+            self.longest,
             steps,
         ).tolist()
         decode_s = time.perf_counter() - began
@@ -110,9 +111,10 @@ class Engine:
         for m, method in enumerate(self.methods):
             answers.append([])
             for slot, request in enumerate(requests):
-                first = [] if hold[slot] else [int(firsts[slot])]
-                rest = sampled[m * self.slots + slot][max(hold[slot] - 1, 0) :]
-                tokens = (first + rest)[: request.max_new]
+                said = sampled[m * self.slots + slot][max(hold[slot] - 1, 0) :]
+                if not hold[slot]:
+                    said = [int(firsts[slot]), *said]
+                tokens = said[: request.max_new]
                 end = next((i for i, token in enumerate(tokens) if token in stop), None)
                 answers[m].append(
                     Answer(
@@ -152,7 +154,17 @@ class Engine:
         rows.limit.fill_(steps + 2)
         traces = [self._trace() for _ in methods]
         began = time.perf_counter()
-        decode(self.model, self.cache, rows, methods, traces, self.decoding, max(lengths), steps)
+        decode(
+            self.model,
+            self.cache,
+            rows,
+            methods,
+            traces,
+            self.decoding,
+            max(lengths),
+            self.longest,
+            steps,
+        )
         self._wait()
         return (time.perf_counter() - began) / steps
 

@@ -20,6 +20,20 @@ from macbench.kernels.paged import PAGE
 from macbench.measure.trace import Trace
 
 
+def exact(given: Problem) -> Tensor:
+    """Full attention of every decode step, [steps, layers, B, Hq, d], in torch, in one piece."""
+    group, outs = given.geometry.group, []
+    for at in range(given.steps):
+        rows = []
+        for s in given.sequences:
+            t = s.length + at
+            k, v = (x[:, : t + 1].repeat_interleave(group, 2) for x in (s.k, s.v))
+            logits = torch.einsum("lhd,lthd->lht", s.q[:, t], k) * given.geometry.scale
+            rows.append(torch.einsum("lht,lthd->lhd", logits.softmax(-1), v))
+        outs.append(torch.stack(rows, 1))
+    return torch.stack(outs)
+
+
 def rope(x: Tensor, positions: Tensor) -> Tensor:
     """Rotary embedding in halves: x [T, H, d], positions [T]."""
     half = x.shape[-1] // 2
@@ -31,7 +45,7 @@ def rope(x: Tensor, positions: Tensor) -> Tensor:
 
 
 @dataclass
-class Sequence_:
+class Tokens:
     """One sequence: prompt of `length` tokens, then decoded ones. Arrays are [layers, T, H, d]."""
 
     length: int
@@ -45,7 +59,7 @@ class Sequence_:
 @dataclass
 class Problem:
     geometry: Geometry
-    sequences: list[Sequence_]
+    sequences: list[Tokens]
     steps: int
 
     def only(self, *slots: int) -> Problem:
@@ -70,9 +84,10 @@ def problem(
     d: int = 8,
     centres: int = 3,
     noise: float = 0.25,
+    stray: float = 0.2,
 ) -> Problem:
-    """Random fp64 data. Queries scatter by `noise` around `centres` points per layer and head; one
-    in five is unlike any other."""
+    """Random fp64 data. Queries scatter by `noise` around `centres` points per layer and head; a
+    share `stray` of them is unlike any other."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -85,13 +100,13 @@ def problem(
         middle = normal(layers, centres, heads, d)
         which = torch.randint(centres, (layers, total, heads), generator=draw)
         index = which[..., None].expand(-1, -1, -1, d)
-        stray = torch.rand(layers, total, heads, 1, generator=draw) < 0.2
+        strays = torch.rand(layers, total, heads, 1, generator=draw) < stray
         q_pre = middle.gather(1, index) + noise * normal(layers, total, heads, d)
-        q_pre = torch.where(stray, 1.5 * normal(layers, total, heads, d), q_pre)
+        q_pre = torch.where(strays, 1.5 * normal(layers, total, heads, d), q_pre)
         position = torch.arange(total)
         keys = normal(layers, total, kv_heads, d)
         sequences.append(
-            Sequence_(
+            Tokens(
                 length,
                 q_pre,
                 torch.stack([rope(x, position) for x in q_pre]),
@@ -129,28 +144,31 @@ class Record:
         return totals
 
 
-def cached(given: Problem) -> tuple[PagedCache, View]:
-    """A cache that holds the prompts, forked once per sequence, and the view on the forks."""
+def cached(given: Problem, fill: float = 0.0) -> View:
+    """The view on a cache that holds the prompts, each forked once, and `fill` elsewhere."""
     lengths = [s.length for s in given.sequences]
     slots = len(lengths)
     cache = PagedCache(given.geometry, slots, slots, max(lengths), given.steps)
+    for pool in (*cache.k, *cache.v):
+        pool.fill_(fill)
     for slot, s in enumerate(given.sequences):
         for layer in range(given.geometry.layers):
-            cache.write_prompt(
-                layer, slot, 0, s.k[layer, : s.length], s.v[layer, : s.length]
-            )
+            cache.write_prompt(layer, slot, 0, s.k[layer, : s.length], s.v[layer, : s.length])
         cache.fork(slot, slot, s.length)
     zero = torch.zeros(slots, dtype=torch.int64)
     live = torch.ones(slots, dtype=torch.bool)
-    return cache, View(cache, cache.table, torch.tensor(lengths), zero, live, max(lengths))
+    return View(cache, cache.table, torch.tensor(lengths), zero, live, max(lengths))
 
 
-def start(method: Method, given: Problem, cache: PagedCache, view: View) -> Record:
-    """Allocate and begin, as the engine does after the prefill."""
-    geometry = given.geometry
+def allocate(method: Method, given: Problem) -> int:
     longest = max(s.length for s in given.sequences)
-    method.check(geometry, longest)
-    method.allocate(geometry, len(given.sequences), longest + given.steps)
+    method.check(given.geometry, longest)
+    return method.allocate(given.geometry, len(given.sequences), longest + given.steps)
+
+
+def start(method: Method, given: Problem, view: View) -> Record:
+    """Begin every slot and layer, as the engine does after the prefill."""
+    geometry = given.geometry
     kept = method.needs.prompt_queries
     for slot, s in enumerate(given.sequences):
         last = slice(max(s.length - kept, 0), s.length)
@@ -186,10 +204,11 @@ def step(record: Record, given: Problem, at: int) -> None:
     view.step += 1
 
 
-def drive(method: Method, given: Problem) -> Record:
+def drive(method: Method, given: Problem, allocated: bool = False) -> Record:
     """Every decode step of the problem through `method`."""
-    cache, view = cached(given)
-    record = start(method, given, cache, view)
+    if not allocated:
+        allocate(method, given)
+    record = start(method, given, cached(given))
     for at in range(given.steps):
         step(record, given, at)
     return record

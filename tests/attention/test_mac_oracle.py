@@ -38,7 +38,9 @@ def assert_equals_naive(record, given, knobs):
                 np.testing.assert_array_equal(got["meta_bytes"], want.meta_bytes, where)
                 whole = np.array(want.hit).reshape(-1, given.geometry.group).all(1)
                 np.testing.assert_array_equal(got["group_hit"], whole, where)
-                skips = [mac.end(p) / (t + 1) if h else 0 for h, p in zip(want.hit, want.p)]
+                skips = [
+                    mac.end(p) / (t + 1) if h else 0 for h, p in zip(want.hit, want.p, strict=True)
+                ]
                 np.testing.assert_allclose(got["skip"], skips)
                 out = record.out[at][number][slot].numpy()
                 np.testing.assert_allclose(out, np.array(want.out), atol=1e-10, err_msg=where)

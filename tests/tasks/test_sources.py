@@ -7,6 +7,7 @@ import json
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 
 import pytest
 
@@ -26,6 +27,14 @@ def test_the_shipped_text_is_long_connected_prose():
     assert source == "embedded"
     assert len(words) > 60_000 and "" not in words
     assert not any(mark in text for mark in (">>>", "::=", "\n", "  "))
+
+
+def test_what_is_shipped_is_small_and_has_its_licence():
+    folder = files("macbench.tasks") / "data"
+    packed = [path for path in folder.iterdir() if path.name.endswith(".xz")]
+    assert {path.name for path in packed} == {f"{name}.xz" for name in sources.SHA256}
+    assert sum(len(path.read_bytes()) for path in packed) <= 300_000
+    assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (folder / "LICENSE-english.txt").read_text()
 
 
 @pytest.mark.parametrize("kind", ["squad", "hotpotqa"])

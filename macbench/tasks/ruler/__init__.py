@@ -3,11 +3,14 @@
 `length` is prompt + answer: the rendered prompt (chat template and answer prefix) plus the tokens
 the official run generates. The protocol is the one of the scripts, with an answer prefix after the
 generation prompt. Sources and tokenizer being equal, samples follow the official order of random
-draws; the known differences are
-* essays are split into sentences by a rule, not by nltk's punkt model: needles can stand at other
-  sentence ends;
+draws, and the first official sample of every task comes out to the byte (tested where the official
+sources are). The known differences are
+* essays are split into sentences by rules, not by nltk's punkt model (`sentences.py`): a needle can
+  stand one sentence further;
 * the worked examples of vt and cwe stand inside the user's turn, before the task, where the
-  official scripts repeat the raw template string;
+  official scripts format raw strings around the turn (vt) or repeat the chat template (cwe);
+* cwe has no larger word list: it is refused where its words do not fill the length;
+* below 4096 tokens, which the official runs do not have, haystacks change in smaller steps;
 * a draw that cannot fit ends in a sentence, where the official scripts loop.
 """
 

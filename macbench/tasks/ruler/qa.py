@@ -30,7 +30,8 @@ class Maker:
         def tokens(documents: int) -> int:
             return count(self._sample(documents, 0))
 
-        return probe_and_search(tokens, self.length, room, self.step)
+        least = max(self.step, self.least(0))
+        return probe_and_search(tokens, self.length, room, least)
 
     def draw(self, units: int, index: int) -> Draft | None:
         return self._sample(units, index) if index < len(self.questions) else None

@@ -34,7 +34,7 @@ class Pairs(Sequence[str]):
         self.groups: list[tuple[str, list[str]]] = []  # what a group's pairs start with, the rest
         for _, group in sorted(heads.items()):
             if len(group) == 1:
-                self.groups.append((*group, self.nouns))
+                self.groups.append((group.pop(), self.nouns))
             else:
                 self.groups.append(("", sorted({a + noun for a in group for noun in self.nouns})))
         self.ends = list(accumulate(len(rest) for _, rest in self.groups))
