@@ -12,18 +12,24 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 PAGE = 16  # tokens per page
+NOWHERE = -1  # a position that no range holds
 
 
-def softmax_attend(scores: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """scores, mask [..., n, N], values [..., N, d] -> o [..., n, d], natural-log lse [..., n]."""
+def softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """scores, mask [..., N] -> exp(scores - max), its sum [..., 1] (never 0), lse [...]."""
     scores = scores.masked_fill(~mask, -torch.inf)
     top = scores.amax(-1, keepdim=True)
     top = torch.where(top.isinf(), torch.zeros_like(top), top)
     weights = (scores - top).exp_()
     total = weights.sum(-1, keepdim=True)
-    tiny = torch.finfo(total.dtype).tiny
-    out = torch.matmul(weights, values) / total.clamp_min(tiny)
-    return out, (total.log() + top).squeeze(-1)
+    lse = (total.log() + top).squeeze(-1)
+    return weights, total.clamp_min(torch.finfo(total.dtype).tiny), lse
+
+
+def softmax_attend(scores: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """scores, mask [..., n, N], values [..., N, d] -> o [..., n, d], natural-log lse [..., n]."""
+    weights, total, lse = softmax(scores, mask)
+    return torch.matmul(weights, values) / total, lse
 
 
 def wide(x: Tensor) -> Tensor:
@@ -66,6 +72,28 @@ def attend(
     return out.reshape(q.shape), lse.reshape(q.shape[:2])
 
 
+def lying_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """q [B, Hq, d] over keys in place, pages [B, n, Hkv, 16, d] -> [B, Hkv, G, n * 16].
+
+    Every page of a head is one small matrix of a batch: no key is copied.
+    """
+    b, pages, kv_heads, _, d = k.shape
+    group = q.shape[1] // kv_heads
+    grouped = (wide(q) * scale).view(b, 1, kv_heads, group, d).expand(b, pages, -1, -1, -1)
+    blocks = wide(k).reshape(-1, PAGE, d)
+    scores = torch.bmm(grouped.reshape(-1, group, d), blocks.transpose(1, 2))
+    return scores.view(b, pages, kv_heads, group, PAGE).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def lying_values(weights: Tensor, v: Tensor) -> Tensor:
+    """weights [B, Hkv, G, n * 16] times values in place [B, n, Hkv, 16, d] -> [B, Hkv, G, d]."""
+    b, pages, kv_heads, _, d = v.shape
+    paged = weights.unflatten(3, (pages, PAGE)).permute(0, 3, 1, 2, 4)
+    group = weights.shape[2]
+    parts = torch.bmm(paged.reshape(-1, group, PAGE), wide(v).reshape(-1, PAGE, d))
+    return parts.view(b, pages, kv_heads, group, d).sum(1)
+
+
 def attend_range(
     q: Tensor,
     k: Tensor,
@@ -73,17 +101,31 @@ def attend_range(
     table: Tensor,
     starts: Tensor,
     ends: Tensor,
-    pages: int,
+    lying: tuple[Tensor, Tensor],
+    shared: Tensor,
+    tail: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Each query head over its own keys [starts, ends), both [B, Hq]; reads the first `pages`."""
-    b, kv_heads = table.shape[0], k.shape[1]
-    every = torch.arange(pages, device=k.device).expand(b, kv_heads, pages)
-    position = torch.arange(pages * PAGE, device=k.device)
+    """Each query head over its own keys [starts, ends), both [B, Hq].
+
+    Row i's first shared [B] pages are read from lying (k and v, [B, n, Hkv, 16, d] each, n >=
+    shared), the next `tail` pages through the table.
+    """
+    kv_heads, first = k.shape[1], PAGE * lying[0].shape[1]
+    page = shared[:, None] + torch.arange(tail, device=k.device)
+    rows = page_rows(table, page[:, None].expand(-1, kv_heads, -1), kv_heads)
+    keys, values = take(k, rows, PAGE), take(v, rows, PAGE)
+    scores = torch.cat((lying_logits(q, lying[0], scale), logits(q, keys, scale)), -1)
+    end = PAGE * shared[:, None]
+    position = torch.arange(first, device=k.device).expand(len(q), -1)
+    position = position.masked_fill(position >= end, NOWHERE)
+    behind = end + torch.arange(PAGE * tail, device=k.device)
+    position = torch.cat((position, behind), -1)[:, None]
     mask = (position >= starts[..., None]) & (position < ends[..., None])
-    mask = mask.view(b, kv_heads, -1, pages * PAGE)
-    rows = page_rows(table, every, kv_heads)
-    return attend(q, take(k, rows, PAGE), take(v, rows, PAGE), mask, scale)
+    weights, total, lse = softmax(scores, mask.view(scores.shape))
+    out = lying_values(weights[..., :first], lying[1])
+    out = (out + torch.matmul(weights[..., first:], wide(values))) / total
+    return out.reshape(q.shape), lse.reshape(q.shape[:2])
 
 
 def attend_pages(

@@ -34,7 +34,7 @@ def overrides(out: Path, samples: int, length: str) -> list[str]:
         f"task=[{tasks}]",
         f"length={length}",
         f"limit={samples}",
-        "block=4",
+        "block=8",
         f"max_new={ANSWER}",
         f"out={out}",
         *METHODS,

@@ -38,13 +38,13 @@ class Rows:
     keys: Tensor  # [R] sampling key
 
 
-def views(cache: PagedCache, rows: Rows, methods: int, slots: int) -> list[View]:
-    """One view per method over its own rows."""
+def views(cache: PagedCache, rows: Rows, methods: int, slots: int, longest: int) -> list[View]:
+    """One view per method over its own rows, which have just been forked."""
     made = []
     for m in range(methods):
         part = slice(m * slots, (m + 1) * slots)
         table, lens, step, live = (x[part] for x in (rows.table, rows.lens, rows.step, rows.live))
-        made.append(View(cache, table, lens, step, live, bound=0))
+        made.append(View(cache, table, lens, step, live, longest))
     return made
 
 
@@ -66,7 +66,7 @@ def decode(
     row through the model once; each method attends on its own rows.
     """
     slots = len(rows.lens) // len(methods)
-    forks = views(cache, rows, len(methods), slots)
+    forks = views(cache, rows, len(methods), slots, longest)
     stop = torch.tensor(model.stop_ids, dtype=torch.int64, device=rows.lens.device)
     everyone = torch.arange(len(rows.lens), device=rows.lens.device)
     at, offset = rows.lens, rows.lens
@@ -96,7 +96,7 @@ def decode(
         position = rows.lens - rows.live.long()  # a finished row writes behind its own tokens
         at, offset = rows.table[everyone, position // PAGE], position % PAGE
         for fork in forks:
-            fork.bound = min(longest + step + 1, most)
+            fork.grow(most)
         hidden = model.forward(last[:, None], position[:, None], rows.regimes, attend)
         last = choose(model.logits(hidden[:, 0]), decoding, rows.keys, rows.made)
         sampled.append(last)

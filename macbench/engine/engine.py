@@ -128,7 +128,7 @@ class Engine:
                 method.end(slot)
         return answers
 
-    def sharing(self, requests: Sequence[Request], steps: int = 2) -> dict[str, float]:
+    def sharing(self, requests: Sequence[Request]) -> dict[str, float]:
         """What decoding all methods together saves, measured after `run` on the same requests.
 
         Seconds per sample and step: `shared`, all methods in one batch; `alone`, the sum over
@@ -136,11 +136,11 @@ class Engine:
         batch. Timing only: the methods' state is overwritten.
         """
         count = len(self.methods)
-        together = self._time(self.methods, requests, steps) / self.slots
+        together = self._time(self.methods, requests, steps=2) / self.slots
         alone = 0.0
         for method in self.methods:
-            narrow = self._time([method], requests, steps) / self.slots
-            broad = self._time([method] * count, requests, steps) / (self.slots * count)
+            narrow = self._time([method], requests, steps=2) / self.slots
+            broad = self._time([method] * count, requests, steps=1) / (self.slots * count)
             alone += min(narrow, broad)
         return {"shared": together, "alone": alone}
 
@@ -246,10 +246,8 @@ class Engine:
             slot = row % self.slots
             self.cache.fork(row, slot, lengths[slot])
 
-    def _begin(self, prompts: list[Prompt], rows: Rows, bound: int) -> None:
-        forks = views(self.cache, rows, len(self.methods), self.slots)
-        for fork in forks:
-            fork.bound = bound
+    def _begin(self, prompts: list[Prompt], rows: Rows, longest: int) -> None:
+        forks = views(self.cache, rows, len(self.methods), self.slots, longest)
         for slot, prompt in enumerate(prompts):
             for layer in range(self.model.geometry.layers):
                 for method, fork in zip(self.methods, forks, strict=True):

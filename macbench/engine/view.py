@@ -16,7 +16,8 @@ class View:
     """Rows of one method (one per slot) over the shared cache.
 
     table [B, M] page numbers, lens [B] tokens in the cache including this step's, step [B] decode
-    steps done before this one, live [B] False for finished rows, which stay as padding.
+    steps done before this one, live [B] False for finished rows, which stay as padding. Made at the
+    fork: row i is then the prompt of slot i, whose full pages are read where they lie.
     """
 
     cache: PagedCache
@@ -25,6 +26,27 @@ class View:
     step: Tensor
     live: Tensor
     bound: int  # no row holds more tokens than this (known to the host, no read-back)
+    grown: int = 0  # tokens fed since the fork
+
+    def __post_init__(self) -> None:
+        self.shared = self.lens // paged.PAGE  # [B] full pages of the prompt
+        whole, used = self.cache.prompt_pages, self.bound // paged.PAGE
+        self.run = whole if 2 * used > whole else used  # a part of every run has to be copied
+
+    def grow(self, most: int | None = None) -> None:
+        """A token was fed to every row; no row ever holds more than `most`."""
+        self.grown += 1
+        self.bound = self.bound + 1 if most is None else min(self.bound + 1, most)
+
+    def lying(self, pool: Tensor) -> Tensor:
+        """The prompts' pages where they lie, [B, run, Hkv, 16, d]; row i's full ones come first."""
+        slots, whole = len(self.lens), self.cache.prompt_pages
+        return pool[: slots * whole].unflatten(0, (slots, whole))[:, : self.run]
+
+    @property
+    def tail(self) -> int:
+        """Pages that hold all tokens behind the full pages of the prompt."""
+        return pages_for(paged.PAGE - 1 + self.grown)
 
     @property
     def k(self) -> list[Tensor]:
@@ -49,11 +71,15 @@ class View:
 
         For controls that look at every key; a method must not call it.
         """
+        scale, size = self.cache.geometry.scale, paged.PAGE
         b, kv_heads = len(self.table), self.cache.geometry.kv_heads
-        pages = torch.arange(pages_for(self.bound), device=q.device)
-        rows = paged.page_rows(self.table, pages.expand(b, kv_heads, -1), kv_heads)
-        keys = paged.take(self.k[layer], rows, paged.PAGE)
-        scores = paged.logits(q, keys, self.cache.geometry.scale).flatten(1, 2)
+        page = self.shared[:, None] + torch.arange(self.tail, device=q.device)
+        rows = paged.page_rows(self.table, page[:, None].expand(-1, kv_heads, -1), kv_heads)
+        tail = paged.logits(q, paged.take(self.k[layer], rows, size), scale).flatten(1, 2)
+        lying = paged.lying_logits(q, self.lying(self.k[layer]), scale).flatten(1, 2)
+        scores = torch.nn.functional.pad(lying, (0, size * self.tail))
+        at = size * self.shared[:, None] + torch.arange(size * self.tail, device=q.device)
+        scores.scatter_(2, at[:, None].expand(-1, scores.shape[1], -1), tail)
         position = torch.arange(scores.shape[-1], device=q.device)
         return scores.masked_fill(position >= self.lens[:, None, None], -torch.inf)
 
@@ -83,4 +109,7 @@ class View:
         heads = q.shape[:2]
         low = torch.zeros_like(self.lens)[:, None].expand(heads) if starts is None else starts
         high = self.lens[:, None].expand(heads) if ends is None else ends
-        return paged.attend_range(q, k, v, self.table, low, high, pages_for(self.bound), scale)
+        lying = self.lying(k), self.lying(v)
+        return paged.attend_range(
+            q, k, v, self.table, low, high, lying, self.shared, self.tail, scale
+        )

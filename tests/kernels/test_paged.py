@@ -37,6 +37,7 @@ class Pool:
         self.k, self.v = (normal(total, kv_heads, 16, d) for _ in range(2))
         order = torch.randperm(total, generator=draw)[: len(lens) * self.pages]
         self.table = order.view(len(lens), self.pages)
+        self.shared = self.lens // 16 % (torch.arange(len(lens)) + 2)  # 0 or more pages in place
         self.q = normal(len(lens), kv_heads * group, d)
 
     def token(self, pool, row, head, j):
@@ -58,6 +59,20 @@ class Pool:
             np.testing.assert_allclose(out[row, head].numpy(), want[0], atol=atol)
             np.testing.assert_allclose(lse[row, head].item(), want[1], atol=atol)
 
+    def range(self, starts, ends):
+        """`attend_range` with the first `shared` pages of each row given in place."""
+        most = int(self.shared.max())
+        lying = [pool[self.table[:, :most]] for pool in (self.k, self.v)]
+        for row, pages in enumerate(self.shared.tolist()):
+            lying[0][row, pages:], lying[1][row, pages:] = 7.0, 7.0  # not the row's
+        table = self.table.clone()
+        table[torch.arange(self.pages) < self.shared[:, None]] = 0  # and these are not looked up
+        tail = self.pages - int(self.shared.min())
+        table = torch.nn.functional.pad(table, (0, most))
+        return paged.attend_range(
+            self.q, self.k, self.v, table, starts, ends, lying, self.shared, tail, self.scale
+        )
+
     def integers(self, high, *shape):
         return torch.randint(0, high, shape, generator=self.draw)
 
@@ -78,7 +93,7 @@ def test_every_head_attends_to_its_own_range(p):
     """Ranges may be empty and may end before they start."""
     shape = p.q.shape[:2]
     starts, ends = ((p.integers(10**6, *shape) % (p.lens + 1)[:, None]) for _ in range(2))
-    out = paged.attend_range(p.q, p.k, p.v, p.table, starts, ends, p.pages, p.scale)
+    out = p.range(starts, ends)
     p.check(out, lambda row, head: range(starts[row, head], ends[row, head]))
 
 
@@ -166,7 +181,7 @@ def test_many_queries_are_taken_in_blocks_without_a_seam():
 def test_arithmetic_is_in_fp32_whatever_the_pool_holds(dtype):
     p = Pool(1, [50, 33], 2, 2, 16, dtype)
     ends = p.lens[:, None].expand(2, 4)
-    out, lse = paged.attend_range(p.q, p.k, p.v, p.table, 0 * ends, ends, p.pages, p.scale)
+    out, lse = p.range(0 * ends, ends)
     assert out.dtype == lse.dtype == torch.float32
     p.check((out, lse), lambda row, head: range(p.lens[row]), atol=2e-6)
 
@@ -177,6 +192,6 @@ def test_large_logits_neither_overflow_nor_vanish(far):
     p.q.fill_(1.0)
     p.k.copy_(p.k + far / (p.scale * 8))
     ends = p.lens[:, None]
-    out, lse = paged.attend_range(p.q, p.k, p.v, p.table, 0 * ends, ends, p.pages, p.scale)
+    out, lse = p.range(0 * ends, ends)
     assert out.isfinite().all() and (out.abs() > 1e-6).all()
     assert lse.item() == pytest.approx(far, abs=50)
