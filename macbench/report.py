@@ -252,6 +252,7 @@ def _title(cells: pd.DataFrame, embedded: set[str]) -> str:
         f"{first['length']} tokens",
         FAMILIES.get(family, family) + (" source=embedded" if embedded else ""),
         f"hold={first['hold']}",
+        *([f"max_new={cut}"] if (cut := first["identity"]["max_new"]) else []),
         f"temperature={temperature:g}" if temperature else "greedy",
     ]
     return ", ".join(parts)
