@@ -1,0 +1,69 @@
+"""Whole runs that are killed, started again, or out of memory: nothing measured is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from macbench.cli import main
+
+TASK = ["task=ruler/niah_single_1", "length=512", "max_new=6", "limit=6"]
+CELLS = ["method=[full,mac,random]", "mac.K=32", "mac.r=8", "random.tokens=0.3"]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every cell's derived file of samples without times, and its layers as they are."""
+    import pandas as pd
+
+    found = {}
+    for cell in sorted(path.parent for path in out.glob("*/samples.jsonl")):
+        samples = pd.read_json(cell / "samples.jsonl", lines=True).sort_values("index")
+        found[f"{cell.name} samples"] = samples.drop(columns="time").to_json().encode()
+        for path in sorted(cell.glob("layers*")):
+            found[f"{cell.name} {path.name}"] = path.read_bytes()
+    return found
+
+
+def lines(out: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("*/samples.jsonl"))
+
+
+def killed_at(rows: int, out: Path, words: list[str]) -> None:
+    """Start the run in another process and kill it once so many rows are on disk."""
+    command = [sys.executable, "-m", "macbench.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(6000):
+        if lines(out) >= rows or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_run_killed_three_times_ends_as_an_undisturbed_one(tmp_path, tiny, capsys, block):
+    words = ["run", *TASK, *CELLS, *tiny, f"block={block}"]
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    for rows in (1, 5, 14):  # of 18: within the first block, between blocks, near the end
+        killed_at(rows, broken, [*words, f"out={broken}"])
+        assert 1 <= lines(broken)
+    assert main([*words, f"out={broken}"]) == 0
+    assert main([*words, f"out={whole}"]) == 0
+    assert lines(broken) == 18
+    assert files(broken) == files(whole)
+
+
+def test_out_of_memory_is_recorded_and_a_later_run_clears_it(tmp_path, tiny, capsys):
+    words = ["run", *TASK, *tiny, f"out={tmp_path}", "limit=1"]
+    assert main([*words, "method=[full,mac]", f"mac.K={10**13}"]) == 1
+    out = capsys.readouterr().out
+    assert "failed" in out and "out of memory" in out and "lower block=" in out
+    assert main([*words, "method=[full,random]"]) == 0
+    assert main([*words, "method=[full,random]"]) == 0  # stored: nothing is run again
+    assert lines(tmp_path) == 2
