@@ -52,7 +52,7 @@ def test_a_run_killed_three_times_ends_as_an_undisturbed_one(tmp_path, tiny, cap
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     for rows in (1, 5, 14):  # of 18: within the first block, between blocks, near the end
         killed_at(rows, broken, [*words, f"out={broken}"])
-        assert 1 <= lines(broken)
+        assert lines(broken) >= 1
     assert main([*words, f"out={broken}"]) == 0
     assert main([*words, f"out={whole}"]) == 0
     assert lines(broken) == 18

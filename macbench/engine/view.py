@@ -72,7 +72,7 @@ class View:
         For controls that look at every key; a method must not call it.
         """
         scale, size = self.cache.geometry.scale, paged.PAGE
-        b, kv_heads = len(self.table), self.cache.geometry.kv_heads
+        _b, kv_heads = len(self.table), self.cache.geometry.kv_heads
         page = self.shared[:, None] + torch.arange(self.tail, device=q.device)
         rows = paged.page_rows(self.table, page[:, None].expand(-1, kv_heads, -1), kv_heads)
         tail = paged.logits(q, paged.take(self.k[layer], rows, size), scale).flatten(1, 2)
