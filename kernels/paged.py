@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 PAGE = 16  # tokens per page
 NOWHERE = -1  # a position that no range holds
@@ -48,12 +47,17 @@ def page_rows(table: Tensor, pages: Tensor, kv_heads: int) -> Tensor:
     return physical * kv_heads + head[:, None]
 
 
+def tail_rows(table: Tensor, shared: Tensor, tail: int, kv_heads: int) -> Tensor:
+    """Rows of the `tail` pages behind the first shared [B] of each table row, [B, Hkv, tail]."""
+    page = shared[:, None] + torch.arange(tail, device=table.device)
+    return page_rows(table, page[:, None].expand(-1, kv_heads, -1), kv_heads)
+
+
 def take(pool: Tensor, rows: Tensor, size: int) -> Tensor:
     """Rows [B, H, n] of the pool seen as `[-1, size * d]`, as tokens [B, H, n * size, d]."""
     d = pool.shape[-1]
     b, heads, n = rows.shape
-    # a row gather; on a CPU ten times faster than index_select, measured at 2K tokens
-    return embedding(rows.reshape(-1), pool.reshape(-1, size * d)).view(b, heads, n * size, d)
+    return pool.reshape(-1, size * d).index_select(0, rows.reshape(-1)).view(b, heads, n * size, d)
 
 
 def logits(q: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -111,9 +115,8 @@ def attend_range(
     Row i's first shared [B] pages are read from lying (k and v, [B, n, Hkv, 16, d] each, n >=
     shared), the next `tail` pages through the table.
     """
-    kv_heads, first = k.shape[1], PAGE * lying[0].shape[1]
-    page = shared[:, None] + torch.arange(tail, device=k.device)
-    rows = page_rows(table, page[:, None].expand(-1, kv_heads, -1), kv_heads)
+    first = PAGE * lying[0].shape[1]
+    rows = tail_rows(table, shared, tail, k.shape[1])
     keys, values = take(k, rows, PAGE), take(v, rows, PAGE)
     scores = torch.cat((lying_logits(q, lying[0], scale), logits(q, keys, scale)), -1)
     end = PAGE * shared[:, None]

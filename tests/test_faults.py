@@ -65,5 +65,6 @@ def test_out_of_memory_is_recorded_and_a_later_run_clears_it(tmp_path, tiny, cap
     out = capsys.readouterr().out
     assert "failed" in out and "out of memory" in out and "lower block=" in out
     assert main([*words, "method=[full,random]"]) == 0
+    assert "failed: full" not in capsys.readouterr().out
     assert main([*words, "method=[full,random]"]) == 0  # stored: nothing is run again
     assert lines(tmp_path) == 2

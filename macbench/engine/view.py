@@ -72,9 +72,8 @@ class View:
         For controls that look at every key; a method must not call it.
         """
         scale, size = self.cache.geometry.scale, paged.PAGE
-        _b, kv_heads = len(self.table), self.cache.geometry.kv_heads
-        page = self.shared[:, None] + torch.arange(self.tail, device=q.device)
-        rows = paged.page_rows(self.table, page[:, None].expand(-1, kv_heads, -1), kv_heads)
+        kv_heads = self.cache.geometry.kv_heads
+        rows = paged.tail_rows(self.table, self.shared, self.tail, kv_heads)
         tail = paged.logits(q, paged.take(self.k[layer], rows, size), scale).flatten(1, 2)
         lying = paged.lying_logits(q, self.lying(self.k[layer]), scale).flatten(1, 2)
         scores = torch.nn.functional.pad(lying, (0, size * self.tail))
