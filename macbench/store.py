@@ -296,6 +296,7 @@ def environment() -> Row:
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
+    versions["torch"] = torch.__version__  # with the build, which a wheel's metadata may not name
     gpus = range(torch.cuda.device_count())
     return {
         "python": platform.python_version(),
