@@ -4,8 +4,8 @@ Positions are 0-based; E(x) = max(x + 1 - r, 0) is the end of the prefix that th
 position x covers. Per layer and query head a ring holds the last K queries (before RoPE) with the
 summary (o, lse) of their own attention over [0, E(x)). For the query at position t:
 
-    match     p = nearest ring query in L2 (ties: the oldest); a hit if closer than
-              sqrt(2 d) (1 - tau), so a larger tau is stricter           (paper 3.2, eq. 3)
+    match     p = nearest ring query in L2 (among equals, up to rounding, the oldest); a hit if
+              closer than sqrt(2 d) (1 - tau): a larger tau is stricter  (paper 3.2, eq. 3)
     amend     a hit reuses row p and attends freshly to [E(p), E(t)); a miss to [0, E(t)).
               That is the new row: it is formed without subtraction      (paper 3.4)
     complete  the row merged with fresh attention to [E(t), t]           (paper 3.3, eq. 7)
@@ -33,6 +33,9 @@ from macbench.kernels.paged import prefix_rows
 
 MATCHES = ("nearest", "previous", "random_lag", "random")
 NEVER = 2**31 - 1
+# Distances this close, as a share of the query's norm, are equal. In layer 0 a repeated token gives
+# the same query up to the rounding of whatever matrix product it was computed in.
+ROUNDING = 1e-5
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Mac(Method):
     """
 
     name: ClassVar[str] = "mac"
+    version: ClassVar[int] = 2  # 2: distances that differ by rounding are equal
     tau: float | list[float] = 0.45
     K: int = 1024
     r: int = 256
@@ -187,16 +191,16 @@ class Mac(Method):
 
     def _nearest(self, layer: int, matched: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The closest of the queries at positions [max(t - K, 0), t); the oldest among equals."""
-        wide = torch.promote_types(matched.dtype, torch.float32)
-        squared = self.queries[layer].to(wide).sub(matched[:, :, None].to(wide)).square().sum(-1)
+        q = matched.to(torch.promote_types(matched.dtype, torch.float32))[:, :, None]
+        distance = self.queries[layer].to(q.dtype).sub(q).square().sum(-1).sqrt()
         slot = torch.arange(self.K, device=t.device)
-        position = (t - 1 - (t - 1 - slot) % self.K)[
-            :, None
-        ]  # [B, 1, K]: newest x < t, x = slot mod K
-        squared = squared.masked_fill(position < 0, torch.inf)
-        best = squared.amin(-1, keepdim=True)
-        p = position.masked_fill(squared != best, NEVER).amin(-1)
-        return p.clamp(0).minimum(t), best.squeeze(-1).sqrt()
+        position = t - 1 - (t - 1 - slot) % self.K  # [B, K]: newest x < t with x = slot mod K
+        position = position[:, None]
+        distance = distance.masked_fill(position < 0, torch.inf)
+        least = distance.amin(-1, keepdim=True)
+        equal = distance <= least + ROUNDING * q.norm(dim=-1)
+        p = position.masked_fill(~equal | (position < 0), NEVER).amin(-1)
+        return p.clamp(0).minimum(t), least.squeeze(-1)
 
     def _whole_groups(self, hit: Tensor) -> Tensor:
         """hit [B, Hq], kept only where every query head of the group hits."""

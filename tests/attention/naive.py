@@ -197,7 +197,7 @@ class NaiveMac:
         min_context=0,
     ):
         self.layer, self.K, self.r, self.sink = layer, K, r if amend else 0, sink
-        self.threshold = 2 * layer.d * (1 - tau) ** 2  # of the squared distance
+        self.radius = math.sqrt(2 * layer.d) * (1 - tau)
         self.match, self.match_on = match, match_on
         self.refresh_every, self.refresh_mixed_groups = refresh_every, refresh_mixed_groups
         self.max_chain, self.min_context = max_chain, min_context
@@ -225,19 +225,19 @@ class NaiveMac:
             exact = self.refresh_every and (self.steps + 1) % self.refresh_every == 0
             best = None if exact else (0.0, t - 1)
         else:
-            best = None
-            for x in range(max(0, t - self.K), t):  # oldest first: a later equal does not win
-                distance = float(((self.matched(t, head) - rows[x].query) ** 2).sum())
-                if best is None or distance < best[0]:
-                    best = (distance, x)
-            if best is not None and not best[0] < self.threshold:
-                best = None
+            query = self.matched(t, head)
+            ring = range(max(0, t - self.K), t)
+            away = {x: float(np.linalg.norm(query - rows[x].query)) for x in ring}
+            least = min(away.values(), default=math.inf)
+            rounding = 1e-5 * np.linalg.norm(query)  # closer than this are equals: the oldest
+            equals = [x for x in ring if away[x] <= least + rounding]
+            best = (least, min(equals)) if least < self.radius else None
         if best is None or best[1] not in rows:
             return None
         row = rows[best[1]]
         if row.lse == -math.inf or (self.max_chain is not None and row.chain >= self.max_chain):
             return None
-        return best[1], math.sqrt(best[0])
+        return best[1], best[0]
 
     def step(self, t):
         found = [self.find(t, head) for head in range(self.heads)]
