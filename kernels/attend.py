@@ -1,0 +1,574 @@
+"""Decode attention over a paged cache in two Triton launches: attend, merge.
+
+`_attend` is persistent: the keys that every group of query heads has to read form a list, the list
+is cut into equal shares, one per program, whatever the lengths (stream-K); each program leaves one
+partial summary per group that its share touches. `_finish` merges them. MAC's step (`kernels.mac`)
+runs the same first launch over each group's own span, found on the device. Nothing is allocated
+and nothing waits for the host. What is fused, why, and what was measured: docs/kernels.md.
+Torch reference: `kernels.paged`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from macbench.kernels.paged import PAGE
+
+LOG2E = tl.constexpr(1.4426950408889634)
+FAR = tl.constexpr(2**30)
+
+
+@triton.jit
+def _hits(key, threshold, band, sink, end):
+    """(hit, first prefix key to read) of heads whose match left these keys; end = E(t)."""
+    hit = (key < threshold) & ((key & 1) == 0)
+    position = ((key & 0xFFFFFFFF) >> 1).to(tl.int32)
+    start = tl.where(hit, position + 1 - band, sink)
+    return hit, tl.minimum(start, end)
+
+
+@triton.jit
+def _share(weight, program, programs):
+    """This program's [first, last) of a list whose entries have these weights, and their cut."""
+    cut = tl.cumsum(weight, 0)
+    total = tl.sum(weight, 0)
+    busy = tl.maximum(tl.minimum(programs, total), 1)
+    first = tl.where(program < busy, program * total // busy, total)
+    last = tl.where(program < busy, (program + 1) * total // busy, total)
+    return cut, first, last
+
+
+@triton.jit
+def _entry(cut, unit, last, W: tl.constexpr):
+    """(entry, its first chunk, one past its last chunk, next unit) of the share at `unit`."""
+    entry = tl.sum((cut <= unit).to(tl.int32), 0)
+    begin = tl.max(tl.where(cut <= unit, cut, 0), 0)
+    stop = tl.minimum(tl.min(tl.where(cut > unit, cut, FAR), 0), last)
+    return entry, tl.maximum(unit - begin - W, 0), tl.maximum(stop - begin - W, 0), stop
+
+
+@triton.jit
+def _pages(table, lists, base, lead, index, size, LIST: tl.constexpr, PAGE: tl.constexpr):
+    """(position, physical page) of the index-th key of a span.
+
+    A span is a range from `base` behind `lead` keys of the start, or what its list names, in pieces
+    of LIST tokens. Positions are held inside the sequence; the caller masks what is too much.
+    """
+    if LIST > 0:
+        piece = tl.load(lists + tl.minimum(index, size - 1) // LIST).to(tl.int32)
+        position = piece * LIST + index % LIST
+    else:
+        position = tl.where(index < lead, index, base + index - lead)
+    return position, tl.load(table + position // PAGE).to(tl.int64)
+
+
+@triton.jit
+def _partial(
+    q,  # [16, D]: the group's query heads, padded
+    k_pool,
+    v_pool,
+    table,  # of this row
+    lists,  # of this group
+    head,  # KV head
+    chunk,
+    chunks,
+    base,  # first key of the span (a multiple of PAGE)
+    lead,  # keys of the sequence's start before it (a multiple of PAGE)
+    size,  # indices in the span
+    start,  # [16]: a head's first key, where the range has reached `base`
+    first,  # keys wanted of the lead
+    end,  # one past the last key
+    scale2,  # scale * log2(e)
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    N: tl.constexpr,
+    LIST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Attention over chunks [chunk, chunks) of N keys: (o [16, D], log2 of its mass [16])."""
+    dims, token = tl.arange(0, D), tl.arange(0, N)
+    top = tl.full([16], float("-inf"), tl.float32)
+    mass = tl.zeros([16], tl.float32)
+    out = tl.zeros([16, D], tl.float32)
+    most = size - 1
+    index = tl.minimum(chunk * N + token, most)
+    position, page = _pages(table, lists, base, lead, index, size, LIST, PAGE)
+    for c in range(chunk, chunks):
+        at = c * N + token
+        place = ((page * HKV + head) * PAGE + position % PAGE) * D
+        keys = tl.load(k_pool + place[:, None] + dims[None, :])
+        values = tl.load(v_pool + place[:, None] + dims[None, :])
+        seen = (at < size) & (position < end)
+        if LIST == 0:
+            seen = seen & ((at >= lead) | (at < first))
+        # the next chunk's pages are on their way while this one is multiplied
+        index = tl.minimum(at + N, most)
+        here = position
+        position, page = _pages(table, lists, base, lead, index, size, LIST, PAGE)
+        if WIDE:
+            score = tl.dot(q, tl.trans(keys), input_precision="ieee")
+        else:
+            score = tl.dot(q, tl.trans(keys))
+        mask = seen[None, :]
+        if LIST == 0:
+            mask = mask & ((here[None, :] >= start[:, None]) | (at < lead)[None, :])
+        score = tl.where(mask, score * scale2, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp2(score - anchor[:, None])
+        shrink = tl.exp2(top - anchor)
+        mass = mass * shrink + tl.sum(p, 1)
+        out = out * shrink[:, None]
+        if WIDE:
+            out = tl.dot(p, values, out, input_precision="ieee")
+        else:
+            out = tl.dot(p.to(values.dtype), values, out)
+        top = higher
+    safe = tl.where(mass > 0, mass, 1.0)
+    return out / safe[:, None], tl.where(mass > 0, top + tl.log2(safe), float("-inf"))
+
+
+@triton.jit
+def _queries(queries, group, G: tl.constexpr, D: tl.constexpr):
+    """The query heads of a group as a tile [16, D]."""
+    row, dims = tl.arange(0, 16), tl.arange(0, D)
+    at = (group * G + row).to(tl.int64)[:, None] * D + dims[None, :]
+    return tl.load(queries + at, mask=(row < G)[:, None], other=0.0)
+
+
+@triton.jit
+def _leave(part_o, part_l, slot, out, level, G: tl.constexpr, D: tl.constexpr):
+    row, dims = tl.arange(0, 16), tl.arange(0, D)
+    at = slot.to(tl.int64) * G + row
+    tl.store(part_o + at[:, None] * D + dims[None, :], out, mask=(row < G)[:, None])
+    tl.store(part_l + at, level, mask=row < G)
+
+
+@triton.jit
+def _attend(
+    queries,  # [B, Hq, D] after RoPE
+    k_pool,  # [pages, Hkv, PAGE, D]
+    v_pool,
+    table,  # [B, M]
+    lens,  # [B]
+    lists,  # [B, H, n] pieces of LIST tokens
+    counts,  # [B, H] pieces of them to read
+    best,  # [B, Hq] match keys
+    picked,  # [B, Hq] out: the keys as used here
+    row_lse,  # [B, Hq, K] the ring's
+    row_chain,
+    picked_lse,  # [B, Hq] out: of the rows that the keys name
+    picked_chain,
+    cuts,  # [2, groups] out: cumulative weights, tails then spans
+    part_o,  # [2 * (programs + groups), G, D]
+    part_l,  # the same, log2
+    groups,
+    width,  # M
+    pieces,  # n
+    threshold,
+    band,
+    sink,
+    scale,
+    MATCHED: tl.constexpr,  # spans start where the heads' matches say, tails are apart
+    WHOLE: tl.constexpr,  # one missing head makes its group attend exactly
+    LIST: tl.constexpr,  # tokens of a piece; 0: ranges
+    H: tl.constexpr,  # spans per row: Hkv, or Hq for lists per query head
+    HKV: tl.constexpr,
+    G: tl.constexpr,  # query heads of a span
+    GP: tl.constexpr,  # G padded to a power of two
+    NP: tl.constexpr,  # groups padded
+    K: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    N: tl.constexpr,  # tokens of a chunk
+    W: tl.constexpr,  # weight of an entry beside its chunks
+    WIDE: tl.constexpr,  # multiply in fp32 (inputs of fp32)
+    PDL: tl.constexpr,
+):
+    if PDL:
+        if not MATCHED:
+            gdc_wait()
+        gdc_launch_dependents()
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    scale2 = scale * LOG2E
+    group, lane = tl.arange(0, NP), tl.arange(0, GP)
+    real = group < groups
+    length = tl.load(lens + group // H, mask=real, other=0).to(tl.int32)
+    row = tl.arange(0, 16)
+    none = tl.zeros([16], tl.int32)
+
+    if MATCHED:
+        # Tails need no match, so they run while it may still be under way.
+        end = tl.maximum(length - band, 0)  # E(t)
+        lead = tl.cdiv(tl.minimum(sink, end), PAGE) * PAGE
+        keys = length - end // PAGE * PAGE + lead
+        weight = tl.where(real & (length > 0), tl.cdiv(keys, N) + W, 0)
+        cut, unit, last = _share(weight, program, programs)
+        if program == 0:
+            tl.store(cuts + group, cut, mask=real)
+        while unit < last:
+            g, chunk, chunks, stop = _entry(cut, unit, last, W)
+            size = tl.load(lens + g // H).to(tl.int32)
+            edge = tl.maximum(size - band, 0)
+            front = tl.minimum(sink, edge)
+            before = tl.cdiv(front, PAGE) * PAGE
+            base = edge // PAGE * PAGE
+            out, level = _partial(
+                _queries(queries, g, G, D),
+                k_pool,
+                v_pool,
+                table + (g // H).to(tl.int64) * width,
+                lists,
+                g % H,
+                chunk,
+                chunks,
+                base,
+                before,
+                size - base + before,
+                none + edge,
+                front,
+                size,
+                scale2,
+                HKV,
+                D,
+                PAGE,
+                N,
+                LIST,
+                WIDE,
+            )
+            _leave(part_o, part_l, program + g, out, level, G, D)
+            unit = stop
+        if PDL:
+            gdc_wait()
+        at = group[:, None] * G + lane[None, :]
+        there = real[:, None] & (lane < G)[None, :]
+        key = tl.load(best + at, mask=there, other=threshold)
+        hit, start = _hits(key, threshold, band, sink, end[:, None])
+        begin = tl.min(tl.where(there, start, FAR), 1)
+        if WHOLE:
+            every = tl.min(tl.where(there, hit.to(tl.int32), 1), 1)
+            begin = tl.where(every > 0, begin, tl.minimum(sink, end))
+        begin = tl.minimum(begin, end)
+        chunked = tl.cdiv(end - begin // PAGE * PAGE, N)
+        weight = tl.where(real & (end > begin), chunked + W, 0)
+        # What the merge needs of the matched rows, copied: it overwrites row and key.
+        heads = groups * G
+        for h in range(program * 32, heads, programs * 32):
+            head = h + tl.arange(0, 32)
+            own = tl.load(best + head, mask=head < heads, other=threshold)
+            at = head.to(tl.int64) * K + ((own & 0xFFFFFFFF) >> 1) % K
+            fine = (head < heads) & (own < threshold)
+            tl.store(picked + head, own, mask=head < heads)
+            tl.store(picked_lse + head, tl.load(row_lse + at, mask=fine), mask=fine)
+            tl.store(picked_chain + head, tl.load(row_chain + at, mask=fine), mask=fine)
+    else:
+        if LIST > 0:
+            keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
+        else:
+            keys = length
+        weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
+
+    # Programs with the larger share of the tails take the smaller one here.
+    cut, unit, last = _share(weight, programs - 1 - program, programs)
+    if program == 0:
+        tl.store(cuts + groups + group, cut, mask=real)
+    while unit < last:
+        g, chunk, chunks, stop = _entry(cut, unit, last, W)
+        b, h = g // H, g % H
+        size = tl.load(lens + b).to(tl.int32)
+        start = none
+        base = 0
+        end = size
+        if MATCHED:
+            end = tl.maximum(size - band, 0)
+            key = tl.load(best + g * G + row, mask=row < G, other=threshold)
+            hit, start = _hits(key, threshold, band, sink, end)
+            if WHOLE:
+                every = tl.min(tl.where(row < G, hit.to(tl.int32), 1), 0)
+                start = tl.where(every > 0, start, tl.minimum(sink, end))
+            base = tl.min(tl.where(row < G, start, FAR), 0) // PAGE * PAGE
+            size = end - base
+        if LIST > 0:
+            size = tl.load(counts + g).to(tl.int32) * LIST
+        out, level = _partial(
+            _queries(queries, g, G, D),
+            k_pool,
+            v_pool,
+            table + b.to(tl.int64) * width,
+            lists + g.to(tl.int64) * pieces,
+            h * HKV // H,
+            chunk,
+            chunks,
+            base,
+            0,
+            size,
+            start,
+            0,
+            end,
+            scale2,
+            HKV,
+            D,
+            PAGE,
+            N,
+            LIST,
+            WIDE,
+        )
+        slot = programs + groups + programs - 1 - program + g
+        _leave(part_o, part_l, slot, out, level, G, D)
+        unit = stop
+
+
+@triton.jit
+def _gather(
+    part_o,
+    part_l,
+    cuts,  # of this list
+    entry,
+    offset,  # of the list's slots
+    lane,  # head within its group
+    groups,
+    programs,
+    dims,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,  # partials at a time
+):
+    """An entry's partials merged: (unnormalised o, its log2 scale, its mass)."""
+    total = tl.load(cuts + groups - 1)
+    busy = tl.minimum(programs, total)
+    begin = tl.load(cuts + entry - 1, mask=entry > 0, other=0)
+    stop = tl.load(cuts + entry)
+    top = float("-inf")
+    mass = 0.0
+    out = tl.zeros_like(dims).to(tl.float32)
+    if stop > begin:
+        first = ((begin + 1) * busy - 1) // total  # the program that holds unit `begin`
+        count = (stop * busy - 1) // total + 1 - first
+        first = offset + first + entry
+        for at in range(0, count, S):
+            index = at + tl.arange(0, S)
+            slot = ((first + index) * G + lane).to(tl.int64)
+            level = tl.load(part_l + slot, mask=index < count, other=float("-inf"))
+            here = part_o + slot[:, None] * D + dims[None, :]
+            part = tl.load(here, mask=(index < count)[:, None], other=0.0)
+            higher = tl.maximum(top, tl.max(level, 0))
+            anchor = tl.where(higher == float("-inf"), 0.0, higher)
+            w = tl.exp2(level - anchor)
+            shrink = tl.exp2(top - anchor)
+            out = out * shrink + tl.sum(w[:, None] * part, 0)
+            mass = mass * shrink + tl.sum(w, 0)
+            top = higher
+    return out, top, mass
+
+
+@triton.jit
+def _finish(
+    output,  # [B, Hq, D]
+    lse,  # [B, Hq]
+    part_o,
+    part_l,
+    cuts,
+    groups,
+    programs,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    SPLIT: tl.constexpr,  # programs per head
+    PDL: tl.constexpr,
+):
+    """The partials of every head's one entry -> output and natural-log lse."""
+    if PDL:
+        gdc_wait()
+    head, part = tl.program_id(0), tl.program_id(1)
+    dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
+    entry, offset = head // G, programs + groups
+    out, top, mass = _gather(
+        part_o, part_l, cuts + groups, entry, offset, head % G, groups, programs, dims, G, D, S
+    )
+    safe = tl.where(mass > 0, mass, 1.0)
+    tl.store(output + head.to(tl.int64) * D + dims, (out / safe).to(output.dtype.element_ty))
+    if part == 0:
+        natural = (top + tl.log2(safe)) / LOG2E
+        tl.store(lse + head, tl.where(mass > 0, natural, float("-inf")))
+
+
+def power(n: int) -> int:
+    return triton.next_power_of_2(n)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What is tuned, not what is computed.
+
+    programs: of `attend`, at most what the card holds at once; tokens and stages: of a chunk and
+    its pipeline; weight: chunks' worth of what an entry costs beside them; rows: ring rows per
+    program of the match; partials, split, warps: of the merge, per step, per head, per program.
+    pdl: launches overlap (compute capability 9.0).
+    """
+
+    programs: int = 264
+    tokens: int = 128
+    weight: int = 1
+    stages: int = 2
+    rows: int = 64
+    partials: int = 16
+    split: int = 1
+    warps: int = 1
+    pdl: bool = False
+
+
+class Workspace:
+    """Everything a step writes beside cache and ring, for `batch` rows; layers share it.
+
+    output [B, Hq, d] in `dtype` and lse [B, Hq] hold the answer of the last call.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        q_heads: int,
+        kv_heads: int,
+        d: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        tiling: Tiling,
+        spans: int | None = None,
+    ):
+        """spans: per row, Hkv (the default) or Hq where every query head has a list of its own."""
+        self.tiling, self.kv_heads = tiling, kv_heads
+        self.spans = spans or kv_heads
+        self.group = q_heads // self.spans
+        self.groups = batch * self.spans
+        slots = 2 * (tiling.programs + self.groups)
+
+        def empty(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=of, device=device)
+
+        self.cuts = empty(2 * self.groups, of=torch.int32)
+        self.part_o = empty(slots, self.group, d)
+        self.part_l = empty(slots, self.group)
+        self.best = empty(batch, q_heads, of=torch.int64)
+        self.picked = empty(batch, q_heads, of=torch.int64)
+        self.picked_lse = empty(batch, q_heads)
+        self.picked_chain = empty(batch, q_heads, of=torch.int32)
+        self.output = empty(batch, q_heads, d, of=dtype)
+        self.lse = empty(batch, q_heads)
+
+
+def launch(pdl: bool) -> dict[str, bool]:
+    """Launch options: a kernel may start while the one before it ends."""
+    return {"launch_pdl": True} if pdl else {}
+
+
+def attend(
+    work: Workspace,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    lens: Tensor,
+    scale: float,
+    lists: Tensor | None = None,
+    counts: Tensor | None = None,
+    piece: int = PAGE,
+) -> Tensor:
+    """Attention of q [B, Hq, d] over the first lens [B] keys -> [B, Hq, d] in `work.output`.
+
+    k, v: HND pools [pages, Hkv, 16, d]; table [B, M] physical pages. With lists [B, H, n] and
+    counts [B, H] (H = `work.spans` divided among the batch), only over the first counts of the
+    listed pieces, in units of `piece` tokens (16: pages, 1: tokens) and inside lens.
+    """
+    if lists is not None:
+        assert counts is not None and lists.is_contiguous() and counts.is_contiguous()
+    spans(work, q, k, v, table, lens, scale, lists, counts, piece if lists is not None else 0)
+    tiling, (batch, q_heads, d) = work.tiling, q.shape
+    _finish[batch * q_heads, tiling.split](
+        work.output,
+        work.lse,
+        work.part_o,
+        work.part_l,
+        work.cuts,
+        work.groups,
+        tiling.programs,
+        G=work.group,
+        D=d,
+        S=tiling.partials,
+        SPLIT=tiling.split,
+        PDL=tiling.pdl,
+        num_warps=tiling.warps,
+        **launch(tiling.pdl),
+    )
+    return work.output
+
+
+def spans(
+    work: Workspace,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    lens: Tensor,
+    scale: float,
+    lists: Tensor | None = None,
+    counts: Tensor | None = None,
+    piece: int = 0,
+    rows: tuple[Tensor, Tensor] | None = None,
+    threshold: int = 0,
+    band: int = 0,
+    sink: int = 0,
+    whole: bool = False,
+) -> None:
+    """The first launch: partial summaries of every span in `work`. rows: a ring's lse and chain."""
+    tiling = work.tiling
+    assert q.is_contiguous() and table.stride(1) == 1
+    lse, chain = rows or (work.lse, work.picked_chain)
+    _attend[(tiling.programs,)](
+        q,
+        k,
+        v,
+        table,
+        lens,
+        work.cuts if lists is None else lists,
+        work.cuts if counts is None else counts,
+        work.best,
+        work.picked,
+        lse,
+        chain,
+        work.picked_lse,
+        work.picked_chain,
+        work.cuts,
+        work.part_o,
+        work.part_l,
+        work.groups,
+        table.stride(0),
+        0 if lists is None else lists.shape[-1],
+        threshold,
+        band,
+        sink,
+        scale,
+        MATCHED=rows is not None,
+        WHOLE=whole,
+        LIST=piece,
+        H=work.spans,
+        HKV=work.kv_heads,
+        G=work.group,
+        GP=power(work.group),
+        NP=power(work.groups),
+        K=lse.shape[-1],
+        D=q.shape[-1],
+        PAGE=PAGE,
+        N=tiling.tokens,
+        W=tiling.weight,
+        WIDE=q.dtype == torch.float32,
+        PDL=tiling.pdl,
+        num_warps=4,
+        num_stages=tiling.stages,
+        **launch(tiling.pdl),
+    )

@@ -1,0 +1,279 @@
+"""MAC's decode step in three Triton launches: match, attend over spans, merge.
+
+    match   scans the ring of every query head; the winner is one 64-bit key, kept by atomic minimum
+    attend  `kernels.attend` over two lists: every group's tail [E(t), t], and its span
+            [earliest start, E(t)) as the keys say; tails start before the match has ended
+    merge   reused row + fresh prefix -> the ring's new row; that row + tail -> the output
+
+Cut at E(t), a group is two entries with one accumulator each. Torch reference:
+`macbench.attention.mac`, whose terms are used here. Log of versions and times: docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from macbench.kernels.attend import LOG2E, Workspace, _gather, launch, power, spans
+
+
+@triton.jit
+def _match(
+    queries,  # [B, Hq, D]
+    ring,  # [B, Hq, D / C, K, C]
+    lse,  # [B, Hq, K]
+    chain,  # [B, Hq, K]
+    lens,  # [B]
+    best,  # [B, Hq] keys, preset to the threshold's
+    radius2,  # fp32: squared match radius
+    min_context,
+    max_chain,
+    HQ: tl.constexpr,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Rows of one head against its query: the first C dims of all, the rest of those still near.
+
+    Squared distances only grow with more dims, so a row beyond the radius can be dropped. The key
+    orders by distance, then by position; its lowest bit says that the row may not be used.
+    """
+    if PDL:  # first wait: what the next launch reads early was then written by kernels that ended
+        gdc_wait()
+        gdc_launch_dependents()
+    head = tl.program_id(0).to(tl.int64)  # b * Hq + h
+    slot = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    t = tl.load(lens + head // HQ).to(tl.int32) - 1
+    position = t - 1 - (t - 1 - slot + K) % K  # newest position below t in this slot
+    position = tl.where(t >= min_context, position, -1)
+    near = (slot < K) & (position >= 0)
+    dims = tl.arange(0, C)
+    base = ring + head * K * D + slot[:, None].to(tl.int64) * C + dims[None, :]
+    distance = tl.zeros([ROWS], tl.float32)
+    for c in tl.static_range(D // C):
+        if tl.max(near.to(tl.int32), 0) > 0:
+            q = tl.load(queries + head * D + c * C + dims).to(tl.float32)
+            row = tl.load(base + c * K * C, mask=near[:, None], other=0.0).to(tl.float32)
+            apart = row - q[None, :]
+            distance += tl.sum(apart * apart, 1)
+            near = near & (distance < radius2)
+    if tl.max(near.to(tl.int32), 0) > 0:
+        at = head * K + slot
+        empty = tl.load(lse + at, mask=near, other=0.0) == float("-inf")
+        deep = tl.load(chain + at, mask=near, other=0) >= max_chain
+        low = position.to(tl.int64) * 2 + (empty | deep).to(tl.int64)
+        bits = distance.to(tl.int32, bitcast=True).to(tl.int64)
+        key = tl.where(near, (bits << 32) | low, 0x7FFFFFFFFFFFFFFF)
+        tl.atomic_min(best + head, tl.min(key, 0))
+
+
+@triton.jit
+def _join(out, top, mass, out2, top2, mass2):
+    """Two unnormalised summaries in one."""
+    higher = tl.maximum(top, top2)
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)
+    a, b = tl.exp2(top - anchor), tl.exp2(top2 - anchor)
+    return out * a + out2 * b, higher, mass * a + mass2 * b
+
+
+@triton.jit
+def _merge(
+    output,  # [B, Hq, D]
+    part_o,
+    part_l,
+    cuts,
+    picked,
+    picked_lse,
+    picked_chain,
+    best,
+    lens,
+    queries,  # [B, Hq, D] as matched
+    ring,
+    rows,  # [B, Hq, K, D]
+    lse,
+    chain,
+    groups,
+    programs,
+    threshold,
+    WHOLE: tl.constexpr,
+    HQ: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_wait()
+    head, part = tl.program_id(0), tl.program_id(1)
+    dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
+    g, lane = head // G, head % G
+    offset = programs + groups
+    long = head.to(tl.int64)
+    t = tl.load(lens + head // HQ).to(tl.int32) - 1
+    key = tl.load(picked + head)
+    hit = (key < threshold) & ((key & 1) == 0)
+    if WHOLE:
+        for other in tl.static_range(G):
+            k = tl.load(picked + g * G + other)
+            hit = hit & (k < threshold) & ((k & 1) == 0)
+    slot = long * K + ((key & 0xFFFFFFFF) >> 1) % K
+    level = tl.load(picked_lse + head, mask=hit, other=float("-inf")) * LOG2E
+    depth = tl.load(picked_chain + head, mask=hit, other=-1) + 1
+    reused = tl.load(rows + slot * D + dims).to(tl.float32)  # of a miss: some row
+    reused = tl.where(hit, reused, 0.0)
+    query = tl.load(queries + long * D + dims)
+    out, top, mass = _gather(
+        part_o, part_l, cuts + groups, g, offset, lane, groups, programs, dims, G, D, S
+    )
+    out, top, mass = _join(out, top, mass, reused, level, tl.where(hit, 1.0, 0.0))
+    safe = tl.where(mass > 0, mass, 1.0)
+    new = long * K + t % K
+    tl.debug_barrier()  # the row read above may be the one written here
+    tl.store(rows + new * D + dims, (out / safe).to(rows.dtype.element_ty))
+    tl.store(ring + long * K * D + (dims // C) * K * C + (t % K) * C + dims % C, query)
+    if part == 0:
+        natural = (top + tl.log2(safe)) / LOG2E
+        tl.store(lse + new, tl.where(mass > 0, natural, float("-inf")))
+        tl.store(chain + new, depth)
+        tl.store(best + head, threshold)  # of the next step
+    out2, top2, mass2 = _gather(part_o, part_l, cuts, g, 0, lane, groups, programs, dims, G, D, S)
+    out, top, mass = _join(out, top, mass, out2, top2, mass2)
+    tl.store(output + long * D + dims, (out / mass).to(output.dtype.element_ty))
+
+
+@dataclass
+class Ring:
+    """One layer's recent queries and the summaries of their prefixes.
+
+    queries [B, Hq, d / C, K, C]: the first C dims of all rows lie together, so that a scan which
+    rejects on them reads nothing else. rows [B, Hq, K, d], lse [B, Hq, K] fp32 (natural),
+    chain [B, Hq, K] int32.
+    """
+
+    queries: Tensor
+    rows: Tensor
+    lse: Tensor
+    chain: Tensor
+
+
+def threshold(tau: float, d: int) -> tuple[float, int]:
+    """The squared match radius 2 d (1 - tau)^2 in fp32, and the key that no match reaches."""
+    squared = struct.unpack("f", struct.pack("f", 2 * d * (1 - tau) ** 2))[0]
+    return squared, struct.unpack("i", struct.pack("f", squared))[0] << 32
+
+
+def hits(work: Workspace, tau: float, whole: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """What the last step matched: hit [B, Hq] bool, matched position and L2 distance of hits."""
+    key = work.picked
+    hit = (key < threshold(tau, work.output.shape[-1])[1]) & (key & 1 == 0)
+    if whole:
+        grouped = hit.unflatten(1, (-1, work.group))
+        hit = grouped.all(-1, keepdim=True).expand_as(grouped).reshape(hit.shape)
+    distance = (key >> 32).to(torch.int32).view(torch.float32).sqrt()
+    return hit, (key & 0xFFFFFFFF) >> 1, distance
+
+
+def step(
+    work: Workspace,
+    ring: Ring,
+    q_pre: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    lens: Tensor,
+    scale: float,
+    tau: float,
+    band: int,
+    sink: int = 0,
+    min_context: int = 0,
+    max_chain: int | None = None,
+    whole: bool = False,
+) -> Tensor:
+    """One MAC step of every row -> [B, Hq, d] in `work.output`; the ring holds the new rows.
+
+    q_pre, q [B, Hq, d] contiguous: the query as matched, and after RoPE; this token's K/V is in
+    the cache. band, sink, min_context, max_chain, whole: `Mac`'s r, sink, min_context, max_chain,
+    refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]` before the first step; each
+    step leaves it so. `hits` says what was matched.
+    """
+    batch, q_heads, d = q.shape
+    tiling = work.tiling
+    squared, limit = threshold(tau, d)
+    rows, c = ring.queries.shape[3:]
+    assert q_pre.is_contiguous() and rows == ring.lse.shape[-1]
+    tile = min(tiling.rows, power(rows))
+    common = {"PDL": tiling.pdl, **launch(tiling.pdl)}
+    _match[batch * q_heads, triton.cdiv(rows, tile)](
+        q_pre,
+        ring.queries,
+        ring.lse,
+        ring.chain,
+        lens,
+        work.best,
+        squared,
+        min_context,
+        2**31 - 1 if max_chain is None else max_chain,
+        HQ=q_heads,
+        D=d,
+        C=c,
+        K=rows,
+        ROWS=tile,
+        num_warps=4,
+        **common,
+    )
+    spans(
+        work,
+        q,
+        k,
+        v,
+        table,
+        lens,
+        scale,
+        rows=(ring.lse, ring.chain),
+        threshold=limit,
+        band=band,
+        sink=sink,
+        whole=whole,
+    )
+    _merge[batch * q_heads, tiling.split](
+        work.output,
+        work.part_o,
+        work.part_l,
+        work.cuts,
+        work.picked,
+        work.picked_lse,
+        work.picked_chain,
+        work.best,
+        lens,
+        q_pre,
+        ring.queries,
+        ring.rows,
+        ring.lse,
+        ring.chain,
+        work.groups,
+        tiling.programs,
+        limit,
+        WHOLE=whole,
+        HQ=q_heads,
+        G=work.group,
+        D=d,
+        C=c,
+        K=rows,
+        S=tiling.partials,
+        SPLIT=tiling.split,
+        num_warps=tiling.warps,
+        **common,
+    )
+    return work.output
