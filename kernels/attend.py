@@ -206,9 +206,9 @@ def _attend(
 
     if MATCHED:
         # Tails need no match, so they run while it may still be under way.
-        end = tl.maximum(length - band, 0)  # E(t)
-        lead = tl.cdiv(tl.minimum(sink, end), PAGE) * PAGE
-        keys = length - end // PAGE * PAGE + lead
+        ends = tl.maximum(length - band, 0)  # E(t)
+        lead = tl.cdiv(tl.minimum(sink, ends), PAGE) * PAGE
+        keys = length - ends // PAGE * PAGE + lead
         weight = tl.where(real & (length > 0), tl.cdiv(keys, N) + W, 0)
         cut, unit, last = _share(weight, program, programs)
         if program == 0:
@@ -249,25 +249,25 @@ def _attend(
             gdc_wait()
         at = group[:, None] * G + lane[None, :]
         there = real[:, None] & (lane < G)[None, :]
-        key = tl.load(best + at, mask=there, other=threshold)
-        hit, start = _hits(key, threshold, band, sink, end[:, None])
-        begin = tl.min(tl.where(there, start, FAR), 1)
+        winners = tl.load(best + at, mask=there, other=threshold)
+        hitting, starts = _hits(winners, threshold, band, sink, ends[:, None])
+        begin = tl.min(tl.where(there, starts, FAR), 1)
         if WHOLE:
-            every = tl.min(tl.where(there, hit.to(tl.int32), 1), 1)
-            begin = tl.where(every > 0, begin, tl.minimum(sink, end))
-        begin = tl.minimum(begin, end)
-        chunked = tl.cdiv(end - begin // PAGE * PAGE, N)
-        weight = tl.where(real & (end > begin), chunked + W, 0)
+            every = tl.min(tl.where(there, hitting.to(tl.int32), 1), 1)
+            begin = tl.where(every > 0, begin, tl.minimum(sink, ends))
+        begin = tl.minimum(begin, ends)
+        chunked = tl.cdiv(ends - begin // PAGE * PAGE, N)
+        weight = tl.where(real & (ends > begin), chunked + W, 0)
         # What the merge needs of the matched rows, copied: it overwrites row and key.
         heads = groups * G
         for h in range(program * 32, heads, programs * 32):
             head = h + tl.arange(0, 32)
             own = tl.load(best + head, mask=head < heads, other=threshold)
-            at = head.to(tl.int64) * K + ((own & 0xFFFFFFFF) >> 1) % K
+            place = head.to(tl.int64) * K + ((own & 0xFFFFFFFF) >> 1) % K
             fine = (head < heads) & (own < threshold)
             tl.store(picked + head, own, mask=head < heads)
-            tl.store(picked_lse + head, tl.load(row_lse + at, mask=fine), mask=fine)
-            tl.store(picked_chain + head, tl.load(row_chain + at, mask=fine), mask=fine)
+            tl.store(picked_lse + head, tl.load(row_lse + place, mask=fine), mask=fine)
+            tl.store(picked_chain + head, tl.load(row_chain + place, mask=fine), mask=fine)
     else:
         if LIST > 0:
             keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
