@@ -34,27 +34,17 @@ def _hits(key, threshold, band, sink, end):
 
 
 @triton.jit
-def _share(weight, program, programs):
-    """This program's [first, last) of a list whose entries have these weights, and their cut."""
-    cut = tl.cumsum(weight, 0)
-    total = tl.sum(weight, 0)
-    busy = tl.maximum(tl.minimum(programs, total), 1)
-    first = tl.where(program < busy, program * total // busy, total)
-    last = tl.where(program < busy, (program + 1) * total // busy, total)
-    return cut, first, last
-
-
-@triton.jit
-def _entry(cut, unit, last, W: tl.constexpr):
-    """(entry, its first chunk, one past its last chunk, next unit) of the share at `unit`."""
-    entry = tl.sum((cut <= unit).to(tl.int32), 0)
-    begin = tl.max(tl.where(cut <= unit, cut, 0), 0)
-    stop = tl.minimum(tl.min(tl.where(cut > unit, cut, FAR), 0), last)
-    return entry, tl.maximum(unit - begin - W, 0), tl.maximum(stop - begin - W, 0), stop
-
-
-@triton.jit
-def _pages(table, lists, base, lead, index, size, LIST: tl.constexpr, PAGE: tl.constexpr):
+def _pages(
+    table,
+    lists,
+    base,
+    lead,
+    index,
+    size,
+    LIST: tl.constexpr,
+    SINK: tl.constexpr,
+    PAGE: tl.constexpr,
+):
     """(position, physical page) of the index-th key of a span.
 
     A span is a range from `base` behind `lead` keys of the start, or what its list names, in pieces
@@ -63,8 +53,10 @@ def _pages(table, lists, base, lead, index, size, LIST: tl.constexpr, PAGE: tl.c
     if LIST > 0:
         piece = tl.load(lists + tl.minimum(index, size - 1) // LIST).to(tl.int32)
         position = piece * LIST + index % LIST
-    else:
+    elif SINK:
         position = tl.where(index < lead, index, base + index - lead)
+    else:
+        position = base + index
     return position, tl.load(table + position // PAGE).to(tl.int64)
 
 
@@ -82,7 +74,7 @@ def _partial(
     lead,  # keys of the sequence's start before it (a multiple of PAGE)
     size,  # indices in the span
     start,  # [16]: a head's first key, where the range has reached `base`
-    first,  # keys wanted of the lead
+    front,  # keys wanted of the lead
     end,  # one past the last key
     scale2,  # scale * log2(e)
     HKV: tl.constexpr,
@@ -90,6 +82,8 @@ def _partial(
     PAGE: tl.constexpr,
     N: tl.constexpr,
     LIST: tl.constexpr,
+    MATCHED: tl.constexpr,  # a head may start later than its group
+    SINK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Attention over chunks [chunk, chunks) of N keys: (o [16, D], log2 of its mass [16])."""
@@ -99,26 +93,28 @@ def _partial(
     out = tl.zeros([16, D], tl.float32)
     most = size - 1
     index = tl.minimum(chunk * N + token, most)
-    position, page = _pages(table, lists, base, lead, index, size, LIST, PAGE)
+    position, page = _pages(table, lists, base, lead, index, size, LIST, SINK, PAGE)
     for c in range(chunk, chunks):
         at = c * N + token
         place = ((page * HKV + head) * PAGE + position % PAGE) * D
         keys = tl.load(k_pool + place[:, None] + dims[None, :])
         values = tl.load(v_pool + place[:, None] + dims[None, :])
         seen = (at < size) & (position < end)
-        if LIST == 0:
-            seen = seen & ((at >= lead) | (at < first))
+        if SINK:
+            seen = seen & ((at >= lead) | (at < front))
         # the next chunk's pages are on their way while this one is multiplied
         index = tl.minimum(at + N, most)
         here = position
-        position, page = _pages(table, lists, base, lead, index, size, LIST, PAGE)
+        position, page = _pages(table, lists, base, lead, index, size, LIST, SINK, PAGE)
         if WIDE:
             score = tl.dot(q, tl.trans(keys), input_precision="ieee")
         else:
             score = tl.dot(q, tl.trans(keys))
         mask = seen[None, :]
-        if LIST == 0:
+        if SINK:
             mask = mask & ((here[None, :] >= start[:, None]) | (at < lead)[None, :])
+        elif MATCHED:
+            mask = mask & (here[None, :] >= start[:, None])
         score = tl.where(mask, score * scale2, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
@@ -189,6 +185,8 @@ def _attend(
     PAGE: tl.constexpr,
     N: tl.constexpr,  # tokens of a chunk
     W: tl.constexpr,  # weight of an entry beside its chunks
+    SINK: tl.constexpr,  # sink > 0
+    PICKS: tl.constexpr,  # matches a program copies
     WIDE: tl.constexpr,  # multiply in fp32 (inputs of fp32)
     PDL: tl.constexpr,
 ):
@@ -197,174 +195,168 @@ def _attend(
             gdc_wait()
         gdc_launch_dependents()
     program, programs = tl.program_id(0), tl.num_programs(0)
-    scale2 = scale * LOG2E
     group, lane = tl.arange(0, NP), tl.arange(0, GP)
     real = group < groups
     length = tl.load(lens + group // H, mask=real, other=0).to(tl.int32)
     row = tl.arange(0, 16)
-    none = tl.zeros([16], tl.int32)
 
-    if MATCHED:
-        # Tails need no match, so they run while it may still be under way.
-        ends = tl.maximum(length - band, 0)  # E(t)
-        lead = tl.cdiv(tl.minimum(sink, ends), PAGE) * PAGE
-        keys = length - ends // PAGE * PAGE + lead
-        weight = tl.where(real & (length > 0), tl.cdiv(keys, N) + W, 0)
-        cut, unit, last = _share(weight, program, programs)
+    ends = tl.maximum(length - band, 0) if MATCHED else length  # E(t)
+    fronts = tl.minimum(sink, ends) if SINK else tl.zeros_like(ends)
+    # Phase 0: tails. They need no match, so they run while it may still be under way.
+    for phase in range(0 if MATCHED else 1, 2):
+        bases = ends // PAGE * PAGE if MATCHED else tl.zeros_like(ends)
+        keys = length - bases + tl.cdiv(fronts, PAGE) * PAGE
+        if MATCHED:
+            if phase == 1:
+                if PDL:
+                    gdc_wait()
+                at = group[:, None] * G + lane[None, :]
+                there = real[:, None] & (lane < G)[None, :]
+                winners = tl.load(best + at, mask=there, other=threshold)
+                hits, starts = _hits(winners, threshold, band, sink, ends[:, None])
+                begins = tl.min(tl.where(there, starts, FAR), 1)
+                if WHOLE:
+                    every = tl.min(tl.where(there, hits.to(tl.int32), 1), 1)
+                    begins = tl.where(every > 0, begins, fronts)
+                bases = tl.minimum(begins, ends) // PAGE * PAGE
+                keys = tl.where(ends > begins, ends - bases, 0)
+        elif LIST > 0:
+            keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
+        weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
+        cut = tl.cumsum(weight, 0)
+        total = tl.sum(weight, 0)
+        busy = tl.maximum(tl.minimum(programs, total), 1)
+        # programs with the larger share of the tails take the smaller one of the spans
+        mine = tl.where(phase == 0, program, programs - 1 - program)
+        wide = mine.to(tl.int64)
+        unit = tl.where(mine < busy, (wide * total // busy).to(tl.int32), total)
+        last = tl.where(mine < busy, ((wide + 1) * total // busy).to(tl.int32), total)
         if program == 0:
-            tl.store(cuts + group, cut, mask=real)
+            tl.store(cuts + phase * groups + group, cut, mask=real)
+
         while unit < last:
-            g, chunk, chunks, stop = _entry(cut, unit, last, W)
-            size = tl.load(lens + g // H).to(tl.int32)
-            edge = tl.maximum(size - band, 0)
-            front = tl.minimum(sink, edge)
-            before = tl.cdiv(front, PAGE) * PAGE
-            base = edge // PAGE * PAGE
+            g = tl.sum((cut <= unit).to(tl.int32), 0)  # the entry that holds `unit`
+            first = tl.max(tl.where(cut <= unit, cut, 0), 0)
+            stop = tl.minimum(tl.min(tl.where(cut > unit, cut, FAR), 0), last)
+            size = tl.sum(tl.where(group == g, keys, 0), 0)
+            base = tl.sum(tl.where(group == g, bases, 0), 0)
+            b, h = g // H, g % H
+            end = tl.load(lens + b).to(tl.int32)
+            start = tl.zeros([16], tl.int32)
+            lead = 0
+            front = 0
+            if MATCHED:
+                edge = tl.maximum(end - band, 0)
+                if SINK:
+                    front = tl.where(phase == 0, tl.minimum(sink, edge), 0)
+                    lead = tl.cdiv(front, PAGE) * PAGE
+                key = tl.load(best + g * G + row, mask=row < G, other=threshold)
+                hit, start = _hits(key, threshold, band, sink, edge)
+                if WHOLE:
+                    all_hit = tl.min(tl.where(row < G, hit.to(tl.int32), 1), 0)
+                    start = tl.where(all_hit > 0, start, tl.minimum(sink, edge))
+                start = tl.where(phase == 0, edge, start)
+                end = tl.where(phase == 0, end, edge)
             out, level = _partial(
                 _queries(queries, g, G, D),
                 k_pool,
                 v_pool,
-                table + (g // H).to(tl.int64) * width,
-                lists,
-                g % H,
-                chunk,
-                chunks,
+                table + b.to(tl.int64) * width,
+                lists + g.to(tl.int64) * pieces,
+                h * HKV // H,
+                tl.maximum(unit - first - W, 0),
+                tl.maximum(stop - first - W, 0),
                 base,
-                before,
-                size - base + before,
-                none + edge,
-                front,
+                lead,
                 size,
-                scale2,
+                start,
+                front,
+                end,
+                scale * LOG2E,
                 HKV,
                 D,
                 PAGE,
                 N,
                 LIST,
+                MATCHED,
+                SINK,
                 WIDE,
             )
-            _leave(part_o, part_l, program + g, out, level, G, D)
+            slot = phase * (programs + groups) + mine + g
+            _leave(part_o, part_l, slot, out, level, G, D)
             unit = stop
-        if PDL:
-            gdc_wait()
-        at = group[:, None] * G + lane[None, :]
-        there = real[:, None] & (lane < G)[None, :]
-        winners = tl.load(best + at, mask=there, other=threshold)
-        hitting, starts = _hits(winners, threshold, band, sink, ends[:, None])
-        begin = tl.min(tl.where(there, starts, FAR), 1)
-        if WHOLE:
-            every = tl.min(tl.where(there, hitting.to(tl.int32), 1), 1)
-            begin = tl.where(every > 0, begin, tl.minimum(sink, ends))
-        begin = tl.minimum(begin, ends)
-        chunked = tl.cdiv(ends - begin // PAGE * PAGE, N)
-        weight = tl.where(real & (ends > begin), chunked + W, 0)
-        # What the merge needs of the matched rows, copied: it overwrites row and key.
-        heads = groups * G
-        for h in range(program * 32, heads, programs * 32):
-            head = h + tl.arange(0, 32)
-            own = tl.load(best + head, mask=head < heads, other=threshold)
-            place = head.to(tl.int64) * K + ((own & 0xFFFFFFFF) >> 1) % K
-            fine = (head < heads) & (own < threshold)
-            tl.store(picked + head, own, mask=head < heads)
-            tl.store(picked_lse + head, tl.load(row_lse + place, mask=fine), mask=fine)
-            tl.store(picked_chain + head, tl.load(row_chain + place, mask=fine), mask=fine)
-    else:
-        if LIST > 0:
-            keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
-        else:
-            keys = length
-        weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
 
-    # Programs with the larger share of the tails take the smaller one here.
-    cut, unit, last = _share(weight, programs - 1 - program, programs)
-    if program == 0:
-        tl.store(cuts + groups + group, cut, mask=real)
-    while unit < last:
-        g, chunk, chunks, stop = _entry(cut, unit, last, W)
-        b, h = g // H, g % H
-        size = tl.load(lens + b).to(tl.int32)
-        start = none
-        base = 0
-        end = size
-        if MATCHED:
-            end = tl.maximum(size - band, 0)
-            key = tl.load(best + g * G + row, mask=row < G, other=threshold)
-            hit, start = _hits(key, threshold, band, sink, end)
-            if WHOLE:
-                every = tl.min(tl.where(row < G, hit.to(tl.int32), 1), 0)
-                start = tl.where(every > 0, start, tl.minimum(sink, end))
-            base = tl.min(tl.where(row < G, start, FAR), 0) // PAGE * PAGE
-            size = end - base
-        if LIST > 0:
-            size = tl.load(counts + g).to(tl.int32) * LIST
-        out, level = _partial(
-            _queries(queries, g, G, D),
-            k_pool,
-            v_pool,
-            table + b.to(tl.int64) * width,
-            lists + g.to(tl.int64) * pieces,
-            h * HKV // H,
-            chunk,
-            chunks,
-            base,
-            0,
-            size,
-            start,
-            0,
-            end,
-            scale2,
-            HKV,
-            D,
-            PAGE,
-            N,
-            LIST,
-            WIDE,
-        )
-        slot = programs + groups + programs - 1 - program + g
-        _leave(part_o, part_l, slot, out, level, G, D)
-        unit = stop
+    if MATCHED:  # what the merge needs of the matched rows, copied: it overwrites row and key
+        head = program * PICKS + tl.arange(0, PICKS)
+        own = tl.load(best + head, mask=head < groups * G, other=threshold)
+        fine = (head < groups * G) & (own < threshold)
+        place = head.to(tl.int64) * K + ((own & 0xFFFFFFFF) >> 1) % K
+        tl.store(picked + head, own, mask=head < groups * G)
+        tl.store(picked_lse + head, tl.load(row_lse + place, mask=fine), mask=fine)
+        tl.store(picked_chain + head, tl.load(row_chain + place, mask=fine), mask=fine)
+
+
+@triton.jit
+def _slots(cuts, entry, groups, programs):
+    """(first slot, number) of an entry's partials in the list with these cuts."""
+    begin = tl.load(cuts + entry - 1, mask=entry > 0, other=0).to(tl.int64)
+    stop = tl.load(cuts + entry).to(tl.int64)
+    total = tl.maximum(tl.load(cuts + groups - 1), 1)
+    busy = tl.minimum(programs, total)
+    first = ((begin + 1) * busy - 1) // total  # the program that holds unit `begin`
+    count = tl.where(stop > begin, (stop * busy - 1) // total + 1 - first, 0)
+    return (first + entry).to(tl.int32), count.to(tl.int32)
+
+
+@triton.jit
+def _partials(
+    part_o,
+    part_l,
+    first,
+    at,
+    count,
+    lane,  # head within its group
+    dims,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+):
+    """Partials [at, at + S) of an entry: log2 masses [S], outputs [S, dims]."""
+    index = at + tl.arange(0, S)
+    slot = ((first + index) * G + lane).to(tl.int64)
+    level = tl.load(part_l + slot, mask=index < count, other=float("-inf"))
+    here = part_o + slot[:, None] * D + dims[None, :]
+    return level, tl.load(here, mask=(index < count)[:, None], other=0.0)
 
 
 @triton.jit
 def _gather(
     part_o,
     part_l,
-    cuts,  # of this list
-    entry,
-    offset,  # of the list's slots
-    lane,  # head within its group
-    groups,
-    programs,
+    first,
+    count,
+    level,  # the first S partials, loaded by the caller
+    part,
+    lane,
     dims,
     G: tl.constexpr,
     D: tl.constexpr,
-    S: tl.constexpr,  # partials at a time
+    S: tl.constexpr,
 ):
     """An entry's partials merged: (unnormalised o, its log2 scale, its mass)."""
-    total = tl.load(cuts + groups - 1)
-    busy = tl.minimum(programs, total)
-    begin = tl.load(cuts + entry - 1, mask=entry > 0, other=0)
-    stop = tl.load(cuts + entry)
-    top = float("-inf")
-    mass = 0.0
-    out = tl.zeros_like(dims).to(tl.float32)
-    if stop > begin:
-        first = ((begin + 1) * busy - 1) // total  # the program that holds unit `begin`
-        count = (stop * busy - 1) // total + 1 - first
-        first = offset + first + entry
-        for at in range(0, count, S):
-            index = at + tl.arange(0, S)
-            slot = ((first + index) * G + lane).to(tl.int64)
-            level = tl.load(part_l + slot, mask=index < count, other=float("-inf"))
-            here = part_o + slot[:, None] * D + dims[None, :]
-            part = tl.load(here, mask=(index < count)[:, None], other=0.0)
-            higher = tl.maximum(top, tl.max(level, 0))
-            anchor = tl.where(higher == float("-inf"), 0.0, higher)
-            w = tl.exp2(level - anchor)
-            shrink = tl.exp2(top - anchor)
-            out = out * shrink + tl.sum(w[:, None] * part, 0)
-            mass = mass * shrink + tl.sum(w, 0)
-            top = higher
+    top = tl.max(level, 0)
+    w = tl.exp2(level - tl.where(top == float("-inf"), 0.0, top))
+    out = tl.sum(w[:, None] * part, 0)
+    mass = tl.sum(w, 0)
+    for at in range(S, count, S):
+        level, part = _partials(part_o, part_l, first, at, count, lane, dims, G, D, S)
+        higher = tl.maximum(top, tl.max(level, 0))
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        w = tl.exp2(level - anchor)
+        shrink = tl.exp2(top - anchor)
+        out = out * shrink + tl.sum(w[:, None] * part, 0)
+        mass = mass * shrink + tl.sum(w, 0)
+        top = higher
     return out, top, mass
 
 
@@ -388,10 +380,10 @@ def _finish(
         gdc_wait()
     head, part = tl.program_id(0), tl.program_id(1)
     dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
-    entry, offset = head // G, programs + groups
-    out, top, mass = _gather(
-        part_o, part_l, cuts + groups, entry, offset, head % G, groups, programs, dims, G, D, S
-    )
+    first, count = _slots(cuts + groups, head // G, groups, programs)
+    first += programs + groups
+    level, partial = _partials(part_o, part_l, first, 0, count, head % G, dims, G, D, S)
+    out, top, mass = _gather(part_o, part_l, first, count, level, partial, head % G, dims, G, D, S)
     safe = tl.where(mass > 0, mass, 1.0)
     tl.store(output + head.to(tl.int64) * D + dims, (out / safe).to(output.dtype.element_ty))
     if part == 0:
@@ -407,9 +399,11 @@ def power(n: int) -> int:
 class Tiling:
     """What is tuned, not what is computed.
 
-    programs: of `attend`, at most what the card holds at once; tokens and stages: of a chunk and
-    its pipeline; weight: chunks' worth of what an entry costs beside them; rows: ring rows per
-    program of the match; partials, split, warps: of the merge, per step, per head, per program.
+    Of attend: programs, at most what the card holds at once; tokens and stages of a chunk and its
+    pipeline; weight, chunks' worth of what an entry costs beside them; registers of a thread at
+    most (more than fit are spilled, outside the loop over keys). Of match: rows per program, chunks
+    of dims on their way (ahead), warps. Of merge: partials at a time, programs per head (split),
+    warps.
     pdl: launches overlap (compute capability 9.0).
     """
 
@@ -417,7 +411,10 @@ class Tiling:
     tokens: int = 128
     weight: int = 1
     stages: int = 2
-    rows: int = 64
+    registers: int | None = None
+    rows: int = 32
+    ahead: int = 4
+    match_warps: int = 4
     partials: int = 16
     split: int = 1
     warps: int = 1
@@ -566,9 +563,12 @@ def spans(
         PAGE=PAGE,
         N=tiling.tokens,
         W=tiling.weight,
+        SINK=sink > 0,
+        PICKS=power(triton.cdiv(work.groups * work.group, tiling.programs)),
         WIDE=q.dtype == torch.float32,
         PDL=tiling.pdl,
         num_warps=4,
         num_stages=tiling.stages,
+        maxnreg=tiling.registers,
         **launch(tiling.pdl),
     )

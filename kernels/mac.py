@@ -20,7 +20,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from macbench.kernels.attend import LOG2E, Workspace, _gather, launch, power, spans
+from macbench.kernels.attend import (
+    LOG2E,
+    Workspace,
+    _gather,
+    _partials,
+    _slots,
+    launch,
+    power,
+    spans,
+)
 
 
 @triton.jit
@@ -38,10 +47,12 @@ def _match(
     D: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
+    NEAR: tl.constexpr,  # chunks that every row is measured on
+    AHEAD: tl.constexpr,  # chunks on their way
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Rows of one head against its query: the first C dims of all, the rest of those still near.
+    """Rows of one head against its query: the first chunks of all, the rest of those still near.
 
     Squared distances only grow with more dims, so a row beyond the radius can be dropped. The key
     orders by distance, then by position; its lowest bit says that the row may not be used.
@@ -50,29 +61,33 @@ def _match(
         gdc_wait()
         gdc_launch_dependents()
     head = tl.program_id(0).to(tl.int64)  # b * Hq + h
+    dims = tl.arange(0, C)
     slot = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    base = ring + head * K * D + slot[:, None] * C + dims[None, :]
+    query = queries + head * D + dims
+    distance = tl.zeros([ROWS], tl.float32)
+    for c in tl.range(NEAR, num_stages=AHEAD):
+        row = tl.load(base + c * K * C, mask=(slot < K)[:, None], other=0.0)
+        apart = row.to(tl.float32) - tl.load(query + c * C).to(tl.float32)[None, :]
+        distance += tl.sum(apart * apart, 1)
     t = tl.load(lens + head // HQ).to(tl.int32) - 1
     position = t - 1 - (t - 1 - slot + K) % K  # newest position below t in this slot
     position = tl.where(t >= min_context, position, -1)
-    near = (slot < K) & (position >= 0)
-    dims = tl.arange(0, C)
-    base = ring + head * K * D + slot[:, None].to(tl.int64) * C + dims[None, :]
-    distance = tl.zeros([ROWS], tl.float32)
-    for c in tl.static_range(D // C):
-        if tl.max(near.to(tl.int32), 0) > 0:
-            q = tl.load(queries + head * D + c * C + dims).to(tl.float32)
-            row = tl.load(base + c * K * C, mask=near[:, None], other=0.0).to(tl.float32)
-            apart = row - q[None, :]
-            distance += tl.sum(apart * apart, 1)
-            near = near & (distance < radius2)
+    near = (slot < K) & (position >= 0) & (distance < radius2)
     if tl.max(near.to(tl.int32), 0) > 0:
+        for far in tl.static_range(NEAR, D // C):
+            row = tl.load(base + far * K * C, mask=near[:, None], other=0.0)
+            apart = row.to(tl.float32) - tl.load(query + far * C).to(tl.float32)[None, :]
+            distance += tl.sum(apart * apart, 1)
         at = head * K + slot
         empty = tl.load(lse + at, mask=near, other=0.0) == float("-inf")
         deep = tl.load(chain + at, mask=near, other=0) >= max_chain
+        near = near & (distance < radius2)
         low = position.to(tl.int64) * 2 + (empty | deep).to(tl.int64)
         bits = distance.to(tl.int32, bitcast=True).to(tl.int64)
-        key = tl.where(near, (bits << 32) | low, 0x7FFFFFFFFFFFFFFF)
-        tl.atomic_min(best + head, tl.min(key, 0))
+        key = tl.min(tl.where(near, (bits << 32) | low, 0x7FFFFFFFFFFFFFFF), 0)
+        if key < 0x7FFFFFFFFFFFFFFF:
+            tl.atomic_min(best + head, key)
 
 
 @triton.jit
@@ -118,25 +133,28 @@ def _merge(
     head, part = tl.program_id(0), tl.program_id(1)
     dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
     g, lane = head // G, head % G
-    offset = programs + groups
     long = head.to(tl.int64)
-    t = tl.load(lens + head // HQ).to(tl.int32) - 1
+    spans, count = _slots(cuts + groups, g, groups, programs)
+    spans += programs + groups
+    tails, count2 = _slots(cuts, g, groups, programs)
     key = tl.load(picked + head)
+    t = tl.load(lens + head // HQ).to(tl.int32) - 1
+    query = tl.load(queries + long * D + dims)
+    # all loads of the common case before anything waits for one of them
+    level, partial = _partials(part_o, part_l, spans, 0, count, lane, dims, G, D, S)
+    level2, partial2 = _partials(part_o, part_l, tails, 0, count2, lane, dims, G, D, S)
     hit = (key < threshold) & ((key & 1) == 0)
     if WHOLE:
         for other in tl.static_range(G):
             k = tl.load(picked + g * G + other)
             hit = hit & (k < threshold) & ((k & 1) == 0)
     slot = long * K + ((key & 0xFFFFFFFF) >> 1) % K
-    level = tl.load(picked_lse + head, mask=hit, other=float("-inf")) * LOG2E
-    depth = tl.load(picked_chain + head, mask=hit, other=-1) + 1
     reused = tl.load(rows + slot * D + dims).to(tl.float32)  # of a miss: some row
+    kept = tl.load(picked_lse + head, mask=hit, other=float("-inf")) * LOG2E
+    depth = tl.load(picked_chain + head, mask=hit, other=-1) + 1
     reused = tl.where(hit, reused, 0.0)
-    query = tl.load(queries + long * D + dims)
-    out, top, mass = _gather(
-        part_o, part_l, cuts + groups, g, offset, lane, groups, programs, dims, G, D, S
-    )
-    out, top, mass = _join(out, top, mass, reused, level, tl.where(hit, 1.0, 0.0))
+    out, top, mass = _gather(part_o, part_l, spans, count, level, partial, lane, dims, G, D, S)
+    out, top, mass = _join(out, top, mass, reused, kept, tl.where(hit, 1.0, 0.0))
     safe = tl.where(mass > 0, mass, 1.0)
     new = long * K + t % K
     tl.debug_barrier()  # the row read above may be the one written here
@@ -147,7 +165,9 @@ def _merge(
         tl.store(lse + new, tl.where(mass > 0, natural, float("-inf")))
         tl.store(chain + new, depth)
         tl.store(best + head, threshold)  # of the next step
-    out2, top2, mass2 = _gather(part_o, part_l, cuts, g, 0, lane, groups, programs, dims, G, D, S)
+    out2, top2, mass2 = _gather(
+        part_o, part_l, tails, count2, level2, partial2, lane, dims, G, D, S
+    )
     out, top, mass = _join(out, top, mass, out2, top2, mass2)
     tl.store(output + long * D + dims, (out / mass).to(output.dtype.element_ty))
 
@@ -184,6 +204,83 @@ def hits(work: Workspace, tau: float, whole: bool = False) -> tuple[Tensor, Tens
     return hit, (key & 0xFFFFFFFF) >> 1, distance
 
 
+def match(
+    work: Workspace,
+    ring: Ring,
+    q_pre: Tensor,
+    lens: Tensor,
+    tau: float,
+    min_context: int = 0,
+    max_chain: int | None = None,
+) -> None:
+    """First launch: `work.best` [B, Hq] gets the key of every head's nearest row in the radius."""
+    batch, q_heads, d = q_pre.shape
+    tiling = work.tiling
+    rows, c = ring.queries.shape[3:]
+    assert q_pre.is_contiguous() and rows == ring.lse.shape[-1]
+    tile = min(tiling.rows, power(rows))
+    _match[batch * q_heads, triton.cdiv(rows, tile)](
+        q_pre,
+        ring.queries,
+        ring.lse,
+        ring.chain,
+        lens,
+        work.best,
+        threshold(tau, d)[0],
+        min_context,
+        2**31 - 1 if max_chain is None else max_chain,
+        HQ=q_heads,
+        D=d,
+        C=c,
+        K=rows,
+        NEAR=(d // c + 1) // 2,
+        AHEAD=tiling.ahead,
+        ROWS=tile,
+        PDL=tiling.pdl,
+        num_warps=tiling.match_warps,
+        **launch(tiling.pdl),
+    )
+
+
+def merge(
+    work: Workspace, ring: Ring, q_pre: Tensor, lens: Tensor, tau: float, whole: bool = False
+) -> None:
+    """Last launch: partials and reused rows -> `work.output`, the ring's new rows, keys reset."""
+    batch, q_heads, d = q_pre.shape
+    tiling = work.tiling
+    rows, c = ring.queries.shape[3:]
+    _merge[batch * q_heads, tiling.split](
+        work.output,
+        work.part_o,
+        work.part_l,
+        work.cuts,
+        work.picked,
+        work.picked_lse,
+        work.picked_chain,
+        work.best,
+        lens,
+        q_pre,
+        ring.queries,
+        ring.rows,
+        ring.lse,
+        ring.chain,
+        work.groups,
+        tiling.programs,
+        threshold(tau, d)[1],
+        WHOLE=whole,
+        HQ=q_heads,
+        G=work.group,
+        D=d,
+        C=c,
+        K=rows,
+        S=tiling.partials,
+        SPLIT=tiling.split,
+        PDL=tiling.pdl,
+        num_warps=tiling.warps,
+        **launch(tiling.pdl),
+    )
+
+
 def step(
     work: Workspace,
     ring: Ring,
@@ -208,31 +305,7 @@ def step(
     refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]` before the first step; each
     step leaves it so. `hits` says what was matched.
     """
-    batch, q_heads, d = q.shape
-    tiling = work.tiling
-    squared, limit = threshold(tau, d)
-    rows, c = ring.queries.shape[3:]
-    assert q_pre.is_contiguous() and rows == ring.lse.shape[-1]
-    tile = min(tiling.rows, power(rows))
-    common = {"PDL": tiling.pdl, **launch(tiling.pdl)}
-    _match[batch * q_heads, triton.cdiv(rows, tile)](
-        q_pre,
-        ring.queries,
-        ring.lse,
-        ring.chain,
-        lens,
-        work.best,
-        squared,
-        min_context,
-        2**31 - 1 if max_chain is None else max_chain,
-        HQ=q_heads,
-        D=d,
-        C=c,
-        K=rows,
-        ROWS=tile,
-        num_warps=4,
-        **common,
-    )
+    match(work, ring, q_pre, lens, tau, min_context, max_chain)
     spans(
         work,
         q,
@@ -242,38 +315,10 @@ def step(
         lens,
         scale,
         rows=(ring.lse, ring.chain),
-        threshold=limit,
+        threshold=threshold(tau, q.shape[-1])[1],
         band=band,
         sink=sink,
         whole=whole,
     )
-    _merge[batch * q_heads, tiling.split](
-        work.output,
-        work.part_o,
-        work.part_l,
-        work.cuts,
-        work.picked,
-        work.picked_lse,
-        work.picked_chain,
-        work.best,
-        lens,
-        q_pre,
-        ring.queries,
-        ring.rows,
-        ring.lse,
-        ring.chain,
-        work.groups,
-        tiling.programs,
-        limit,
-        WHOLE=whole,
-        HQ=q_heads,
-        G=work.group,
-        D=d,
-        C=c,
-        K=rows,
-        S=tiling.partials,
-        SPLIT=tiling.split,
-        num_warps=tiling.warps,
-        **common,
-    )
+    merge(work, ring, q_pre, lens, tau, whole)
     return work.output
