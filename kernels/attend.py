@@ -10,6 +10,7 @@ Torch reference: `kernels.paged`.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -421,6 +422,20 @@ class Tiling:
     pdl: bool = False
 
 
+def tiling(groups: int, d: int, device: torch.device) -> Tiling:
+    """The measured choice for this many groups (rows x KV heads) of head dimension d.
+
+    docs/kernels.md has the times behind it. On a CPU (the interpreter): few programs.
+    """
+    if device.type == "cpu":
+        return Tiling(programs=4, tokens=32, rows=32, partials=4)
+    card = torch.cuda.get_device_properties(device)
+    sms, pdl = card.multi_processor_count, card.major >= 9
+    if groups < 64:  # latency counts: whole chunks at once, few rows per program of the match
+        return Tiling(2 * sms, 128 if d <= 128 else 64, 1, 2, None, 16, 4, 1, 8, pdl=pdl)
+    return Tiling(3 * sms, 64, 1, 3, 168, 64, 4, 2, 4, pdl=pdl)
+
+
 class Workspace:
     """Everything a step writes beside cache and ring, for `batch` rows; layers share it.
 
@@ -458,6 +473,12 @@ class Workspace:
         self.output = empty(batch, q_heads, d, of=dtype)
         self.lse = empty(batch, q_heads)
 
+    def layer(self, best: Tensor, picked: Tensor, picked_chain: Tensor) -> Workspace:
+        """The same memory with its own match keys, kept until the next step of that layer."""
+        made = copy(self)
+        made.best, made.picked, made.picked_chain = best, picked, picked_chain
+        return made
+
 
 def launch(pdl: bool) -> dict[str, bool]:
     """Launch options: a kernel may start while the one before it ends."""
@@ -475,9 +496,12 @@ def attend(
     lists: Tensor | None = None,
     counts: Tensor | None = None,
     piece: int = PAGE,
+    output: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
-    """Attention of q [B, Hq, d] over the first lens [B] keys -> [B, Hq, d] in `work.output`.
+    """Attention of q [B, Hq, d] over the first lens [B] keys -> [B, Hq, d].
 
+    output and lse [B, Hq] (natural) are written in place; by default they are `work`'s own.
     k, v: HND pools [pages, Hkv, 16, d]; table [B, M] physical pages. With lists [B, H, n] and
     counts [B, H] (H = `work.spans` divided among the batch), only over the first counts of the
     listed pieces, in units of `piece` tokens (16: pages, 1: tokens) and inside lens.
@@ -486,9 +510,10 @@ def attend(
         assert counts is not None and lists.is_contiguous() and counts.is_contiguous()
     spans(work, q, k, v, table, lens, scale, lists, counts, piece if lists is not None else 0)
     tiling, (batch, q_heads, d) = work.tiling, q.shape
+    output = work.output if output is None else output
     _finish[batch * q_heads, tiling.split](
-        work.output,
-        work.lse,
+        output,
+        work.lse if lse is None else lse,
         work.part_o,
         work.part_l,
         work.cuts,
@@ -502,7 +527,7 @@ def attend(
         num_warps=tiling.warps,
         **launch(tiling.pdl),
     )
-    return work.output
+    return output
 
 
 def spans(

@@ -31,6 +31,8 @@ from macbench.kernels.attend import (
     spans,
 )
 
+CHUNK = 16  # dims of a ring query that lie together: half of them is a cheap first look
+
 
 @triton.jit
 def _match(
@@ -193,15 +195,20 @@ def threshold(tau: float, d: int) -> tuple[float, int]:
     return squared, struct.unpack("i", struct.pack("f", squared))[0] << 32
 
 
+def decisions(key: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys as `Workspace.picked`, and the threshold's: (hit, matched position, L2 distance)."""
+    hit = (key < limit) & (key & 1 == 0)
+    distance = (key >> 32).to(torch.int32).view(torch.float32).sqrt()
+    return hit, (key & 0xFFFFFFFF) >> 1, distance
+
+
 def hits(work: Workspace, tau: float, whole: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """What the last step matched: hit [B, Hq] bool, matched position and L2 distance of hits."""
-    key = work.picked
-    hit = (key < threshold(tau, work.output.shape[-1])[1]) & (key & 1 == 0)
+    """`decisions` of the last step, [B, Hq] each."""
+    hit, position, distance = decisions(work.picked, threshold(tau, work.output.shape[-1])[1])
     if whole:
         grouped = hit.unflatten(1, (-1, work.group))
         hit = grouped.all(-1, keepdim=True).expand_as(grouped).reshape(hit.shape)
-    distance = (key >> 32).to(torch.int32).view(torch.float32).sqrt()
-    return hit, (key & 0xFFFFFFFF) >> 1, distance
+    return hit, position, distance
 
 
 def match(

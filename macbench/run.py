@@ -16,8 +16,9 @@ import torch
 from macbench import store, tasks
 from macbench.attention import Geometry, Method, create
 from macbench.engine import Answer, Decoding, Engine, Request
+from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
-from macbench.models import Model, Source, load
+from macbench.models import Model, Source, load, pick_device
 from macbench.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Group:
 class Totals:
     """What a run did, for runs.jsonl."""
 
+    backend: str  # what attended
     samples: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -54,7 +56,7 @@ class Totals:
 def run(config: RunConfig, progress: Progress) -> int:
     """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed."""
     began = time.time()
-    check_backend(config.backend)
+    backend = resolve(config.backend, pick_device(Source(**config.model).device))
     store.check_writable(config.out)
     model = load(Source(**config.model))
     if model.text is None:
@@ -67,26 +69,13 @@ def run(config: RunConfig, progress: Progress) -> int:
         for spec in config.cells:
             reachable(spec, model.geometry, length, config.unreachable)
     groups = list(make_groups(config, model, progress))
-    totals = Totals()
+    totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:
         run_group(config, model, group, totals, progress)
     progress.stop()
     record_run(config, totals, began)
     return 1 if totals.failed else 0
-
-
-def check_backend(backend: str) -> None:
-    """Only torch attends so far; a GPU backend is refused, never replaced silently."""
-    if backend in ("auto", "torch"):
-        return
-    if not torch.cuda.is_available():
-        raise MacbenchError(
-            f"backend={backend} needs a CUDA GPU and none was found; use backend=torch."
-        )
-    raise MacbenchError(
-        f"backend={backend} has no kernels for these methods in this version; use backend=torch."
-    )
 
 
 def reachable(
@@ -169,7 +158,7 @@ def run_group(
             try:
                 if engine is None or engine.slots != len(block):
                     engine = None  # give the memory back first
-                    engine = make_engine(config, model, group, methods, len(block))
+                    engine = make_engine(config, model, group, methods, len(block), totals.backend)
                 requests = [group.requests[i] for i in block]
                 answers = engine.run(requests)
                 if not totals.sharing and len(methods) > 1:
@@ -200,7 +189,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def make_engine(
-    config: RunConfig, model: Model, group: Group, methods: Sequence[Method], slots: int
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    methods: Sequence[Method],
+    slots: int,
+    backend: str,
 ) -> Engine:
     return Engine(
         model,
@@ -210,6 +204,7 @@ def make_engine(
         max_new=max(r.max_new for r in group.requests),
         max_hold=max(r.hold for r in group.requests),
         decoding=Decoding(**config.decoding),
+        backend=backend,
     )
 
 

@@ -40,6 +40,7 @@ class Geometry:
     dtype: torch.dtype
     rotate: Callable[[Tensor, Tensor], Tensor]  # ([N, H, d], positions [N]) -> rotated [N, H, d]
     all_reduce: Callable[[Tensor], Tensor] = lambda x: x  # sum over tensor-parallel ranks
+    backend: str = "torch"  # what attends over the cache: torch, triton or flashinfer
 
     @property
     def group(self) -> int:
@@ -103,10 +104,16 @@ class Method:
         """One decode step of every slot: q_pre, q [B, Hq, d] -> output [B, Hq, d].
 
         This token's K/V is already in the cache at position `view.lens - 1`. Must report what it
-        read with `trace.read`, must not synchronise with the host, and must not loop over rows or
-        heads in Python.
+        read with `trace.read` (here or in `settle`), must not synchronise with the host, and must
+        not loop over rows or heads in Python.
         """
         raise NotImplementedError
+
+    def settle(self, view: View, trace: Trace) -> None:
+        """After the last layer of a step: report what is cheaper to report for all layers at once.
+
+        `trace` takes `slice(None)` for the layer and values with a leading dimension of layers.
+        """
 
     def capacity(self, slot: int, tokens: int) -> float:
         """Tokens (mean over layers and heads) whose K/V must stay resident of `tokens` seen.

@@ -36,12 +36,14 @@ class Full(Method):
             raise MacbenchError(f"full.passes={self.passes}: choose 1 or 2.")
 
     def attend(self, layer, q_pre, q, view, trace):
-        lens = view.lens[:, None]
-        trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
         if self.passes == 1:
             return view.exact(layer, q)[0]
         left, right = (self._pages(layer, q, view, part) for part in halves(view.bound))
         return merge(left, right)[0]
+
+    def settle(self, view, trace):
+        lens = view.lens[:, None]
+        trace.read(slice(None), view, head_tokens=lens, kv_tokens=lens)
 
     def _pages(self, layer, q, view, part):
         pages = torch.arange(part.start, part.stop, device=q.device)

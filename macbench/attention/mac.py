@@ -14,6 +14,9 @@ Read per KV head: the ring, G (K d b + d b + 4) bytes, charged in full; and the 
 earliest start of its query heads to t, so one missing head makes its whole group read everything.
 
 Beyond the paper, each off by default: `refresh_mixed_groups`, `max_chain`, `sink`, tau per layer.
+
+On a GPU the step runs in `macbench.kernels.mac`; the controls (`match` other than nearest) stay
+here. What is below is the reference of both.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ from macbench.attention.base import Method, Needs
 from macbench.attention.rng import uniform
 from macbench.attention.summary import merge, select
 from macbench.errors import MacbenchError, nearest
-from macbench.kernels.paged import prefix_rows
 
 MATCHES = ("nearest", "previous", "random_lag", "random")
 NEVER = 2**31 - 1
@@ -99,10 +101,16 @@ class Mac(Method):
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
+        self.fast = geometry.backend != "torch" and self.match == "nearest"
         rows = (geometry.layers, slots, geometry.q_heads, self.K)
-        device = geometry.device
-        self.queries = torch.zeros(*rows, geometry.head_dim, dtype=geometry.dtype, device=device)
-        self.outputs = torch.zeros_like(self.queries)
+        device, d = geometry.device, geometry.head_dim
+        chunk = d  # dims of a query that lie together, [..., d / chunk, K, chunk]
+        if self.fast:
+            from macbench.kernels.mac import CHUNK as chunk
+        self.queries = torch.zeros(
+            *rows[:3], d // chunk, self.K, chunk, dtype=geometry.dtype, device=device
+        )
+        self.outputs = torch.zeros(*rows, d, dtype=geometry.dtype, device=device)
         exact = torch.promote_types(geometry.dtype, torch.float32)
         self.lse = torch.full(rows, -torch.inf, dtype=exact, device=device)
         self.chain = torch.zeros(rows, dtype=torch.int32, device=device)
@@ -112,6 +120,8 @@ class Mac(Method):
             self.accepted = torch.zeros(rows[:3], dtype=torch.int64, device=device)
             held += [self.lags, self.accepted]
         self.key = torch.zeros(slots, dtype=torch.int64, device=device)
+        if self.fast:
+            self.kernel = Kernel(self, slots)
         return sum(x.numel() * x.itemsize for x in held) // slots
 
     def begin(self, layer, slot, prompt, view):
@@ -133,23 +143,31 @@ class Mac(Method):
         )
         matched = prompt.q_pre[layer][-self.K :] if self.match_on == "pre_rope" else q
         at = position % self.K
-        self.queries[layer, slot, :, at] = matched.transpose(0, 1).to(self.queries.dtype)
+        self._parts(layer)[slot][:, at] = self._split(matched).transpose(0, 1)
         self.outputs[layer, slot, :, at] = out.transpose(0, 1).to(self.outputs.dtype)
         self.lse[layer, slot, :, at] = lse.T
 
+    def _parts(self, layer: int) -> Tensor:
+        """The layer's stored queries as [B, Hq, K, d / chunk, chunk]."""
+        return self.queries[layer].transpose(2, 3)
+
+    def _split(self, query: Tensor) -> Tensor:
+        """[..., d] as [..., d / chunk, chunk] in the ring's dtype."""
+        return query.unflatten(-1, self.queries.shape[3::2]).to(self.queries.dtype)
+
     def _prompt_rows(self, layer, slot, q, position, length, view):
         ends = self.covered(position)
-        k, v = view.prompt(layer, slot, length)
         used = max(length - self.band, 0)  # the last row's prefix end
-        k, v = k[:, :used], v[:, :used]
         if used == 0:
             empty = torch.full(q.shape[:2], -torch.inf, dtype=self.lse.dtype, device=q.device)
             return torch.zeros_like(q), empty
-        return prefix_rows(q, k, v, ends.clamp_max(self.sink), ends, self.geometry.scale)
+        return view.prompt_rows(layer, slot, q, used, ends.clamp_max(self.sink), ends)
 
     def attend(self, layer, q_pre, q, view, trace):
         t = (view.lens - 1)[:, None]  # [B, 1] position of this query
         matched = q_pre if self.match_on == "pre_rope" else q
+        if self.fast:
+            return self.kernel.step(layer, matched, q, view)
         p, distance, hit = self._decide(layer, matched, t, view)
         p = self._control(layer, p, t, hit, view)
         reused, depth = self._row(layer, p)
@@ -169,6 +187,15 @@ class Mac(Method):
         self._store(layer, t, matched, row, depth)  # after every row of this step was read
         self._report(layer, view, trace, t, start, hit, t - p, distance, depth)
         return whole[0]
+
+    def settle(self, view, trace):
+        if not self.fast:
+            return
+        t = (view.lens - 1)[:, None]
+        hit, p, distance, depth = self.kernel.matched()  # [layers, B, Hq] each
+        end = self.covered(t).expand_as(p)
+        start = torch.where(hit, self.covered(p), end.clamp_max(self.sink))
+        self._report(slice(None), view, trace, t, start, hit, t - p, distance, depth)
 
     def _decide(self, layer: int, matched: Tensor, t: Tensor, view) -> tuple[Tensor, ...]:
         """Which row each head may reuse: p, its L2 distance and hit, [B, Hq] each."""
@@ -191,21 +218,23 @@ class Mac(Method):
 
     def _nearest(self, layer: int, matched: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The closest of the queries at positions [max(t - K, 0), t); the oldest among equals."""
-        q = matched.to(torch.promote_types(matched.dtype, torch.float32))[:, :, None]
-        distance = self.queries[layer].to(q.dtype).sub(q).square().sum(-1).sqrt()
+        q = matched.to(torch.promote_types(matched.dtype, torch.float32))
+        q_parts = q.unflatten(-1, self.queries.shape[3::2])[:, :, None]
+        apart = self._parts(layer).to(q.dtype) - q_parts
+        distance = apart.square().sum(-1).sum(-1).sqrt()
         slot = torch.arange(self.K, device=t.device)
         position = t - 1 - (t - 1 - slot) % self.K  # [B, K]: newest x < t with x = slot mod K
         position = position[:, None]
         distance = distance.masked_fill(position < 0, torch.inf)
         least = distance.amin(-1, keepdim=True)
-        equal = distance <= least + ROUNDING * q.norm(dim=-1)
+        equal = distance <= least + ROUNDING * q.norm(dim=-1, keepdim=True)
         p = position.masked_fill(~equal | (position < 0), NEVER).amin(-1)
         return p.clamp(0).minimum(t), least.squeeze(-1)
 
     def _whole_groups(self, hit: Tensor) -> Tensor:
-        """hit [B, Hq], kept only where every query head of the group hits."""
-        grouped = hit.view(len(hit), self.geometry.kv_heads, -1)
-        return grouped.all(-1, keepdim=True).expand_as(grouped).reshape(hit.shape)
+        """hit [..., Hq], kept only where every query head of the group hits."""
+        grouped = hit.unflatten(-1, (self.geometry.kv_heads, self.geometry.group))
+        return grouped.all(-1, keepdim=True).expand_as(grouped).flatten(-2)
 
     def _control(self, layer: int, p: Tensor, t: Tensor, hit: Tensor, view) -> Tensor:
         """The row really used: p, or for the random controls another one that is valid."""
@@ -248,7 +277,8 @@ class Mac(Method):
     ):
         at = (t % self.K).expand(query.shape[:2])[..., None]
         wide = at[..., None].expand(*at.shape, query.shape[-1])
-        self.queries[layer].scatter_(2, wide, query[:, :, None].to(self.queries.dtype))
+        parts = self._split(query)[:, :, None]
+        self._parts(layer).scatter_(2, at[..., None, None].expand(parts.shape), parts)
         self.outputs[layer].scatter_(2, wide, row[0][:, :, None].to(self.outputs.dtype))
         self.lse[layer].scatter_(2, at, row[1][..., None].to(self.lse.dtype))
         self.chain[layer].scatter_(2, at, depth[..., None].to(self.chain.dtype))
@@ -256,7 +286,8 @@ class Mac(Method):
     def _report(self, layer, view, trace, t, start, hit, gap, distance, depth) -> None:
         geometry, seen = self.geometry, t + 1
         skipped = start.masked_fill(~hit, 0)
-        grouped = skipped.view(len(t), geometry.kv_heads, -1).amin(-1)  # a miss: everything is read
+        groups = (geometry.kv_heads, geometry.group)
+        grouped = skipped.unflatten(-1, groups).amin(-1)  # a miss: everything is read
         size = geometry.head_dim * geometry.dtype.itemsize
         scanned = (t >= self.min_context) * (0 if self.match == "previous" else self.K * size)
         trace.read(
@@ -271,5 +302,57 @@ class Mac(Method):
         trace.add(layer, "gap", gap.masked_fill(~hit, 0))
         trace.add(layer, "skip", skipped / seen)
         trace.add(layer, "depth", depth)
-        whole = hit.view(len(t), geometry.kv_heads, -1).all(-1)
+        whole = hit.unflatten(-1, groups).all(-1)
         trace.add(layer, "group_hit", whole, heads="kv")
+
+
+class Kernel:
+    """The same step on a GPU (`macbench.kernels.mac`), for all layers of one method."""
+
+    def __init__(self, method: Mac, slots: int):
+        from macbench.kernels import attend, mac
+
+        self.method, self.mac = method, mac
+        g = method.geometry
+        shape = (g.layers, slots, g.q_heads)
+        taus = method.tau if isinstance(method.tau, list) else [method.tau] * g.layers
+        self.taus = taus
+        limits = [mac.threshold(tau, g.head_dim)[1] for tau in taus]
+        self.limits = torch.tensor(limits, device=g.device)[:, None, None]
+        best = self.limits.expand(shape).clone()
+        self.picked = self.limits.expand(shape).clone()
+        self.chain = torch.zeros(shape, dtype=torch.int32, device=g.device)
+        tiling = attend.tiling(slots * g.kv_heads, g.head_dim, g.device)
+        work = attend.Workspace(slots, g.q_heads, g.kv_heads, g.head_dim, g.dtype, g.device, tiling)
+        kept = zip(best, self.picked, self.chain, strict=True)
+        self.works = [work.layer(*own) for own in kept]
+        stored = zip(method.queries, method.outputs, method.lse, method.chain, strict=True)
+        self.rings = [mac.Ring(*own) for own in stored]
+
+    def step(self, layer: int, matched: Tensor, q: Tensor, view) -> Tensor:
+        m = self.method
+        return self.mac.step(
+            self.works[layer],
+            self.rings[layer],
+            matched.contiguous(),
+            q.contiguous(),
+            view.k[layer],
+            view.v[layer],
+            view.table,
+            view.lens,
+            m.geometry.scale,
+            self.taus[layer],
+            m.band,
+            m.sink,
+            m.min_context,
+            m.max_chain,
+            m.refresh_mixed_groups,
+        )
+
+    def matched(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the last step: hit, position, L2 distance and chain depth, [layers, B, Hq] each."""
+        m = self.method
+        hit, p, distance = self.mac.decisions(self.picked, self.limits)
+        if m.refresh_mixed_groups:
+            hit = m._whole_groups(hit)
+        return hit, p, distance, torch.where(hit, self.chain + 1, 0)

@@ -57,5 +57,8 @@ class RandomTokens(Method):
         draw = draw.masked_fill(always, 2.0).masked_fill(position >= lens, -1.0)
         tokens = draw.topk(min(max(self.most), view.bound), dim=-1).indices
         counts = kept[:, None].expand(tokens.shape[:2])
-        trace.read(layer, view, head_tokens=kept[:, None], kv_tokens=kept[:, None])
         return view.exact(layer, q, tokens=tokens, counts=counts)[0]
+
+    def settle(self, view, trace):
+        kept = torch.minimum(self.kept, view.lens)[:, None]
+        trace.read(slice(None), view, head_tokens=kept, kv_tokens=kept)

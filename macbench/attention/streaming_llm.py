@@ -50,13 +50,16 @@ class StreamingLLM(Method):
         tokens = torch.where(index < self.sink, index, recent).clamp_min(0)  # … behind the sinks
         tokens = torch.minimum(tokens, view.lens[:, None] - 1)
         heads = (len(kept), self.geometry.kv_heads)
-        trace.read(layer, view, head_tokens=kept[:, None], kv_tokens=kept[:, None])
         return view.exact(
             layer,
             q,
             tokens=tokens[:, None].expand(*heads, -1),
             counts=kept[:, None].expand(heads),
         )[0]
+
+    def settle(self, view, trace):
+        kept = torch.minimum(self.kept, view.lens)[:, None]
+        trace.read(slice(None), view, head_tokens=kept, kv_tokens=kept)
 
     def capacity(self, slot, tokens):
         return min(self.most[slot], tokens)

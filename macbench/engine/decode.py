@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,48 +63,77 @@ def decode(
     """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
 
     longest: the largest of rows.lens; most: tokens no row exceeds. A step feeds one token of every
-    row through the model once; each method attends on its own rows.
+    row through the model once; each method attends on its own rows. On a card the second step is
+    captured as a CUDA graph and replayed from then on, where model and methods allow it.
     """
     slots = len(rows.lens) // len(methods)
     forks = views(cache, rows, len(methods), slots, longest)
-    stop = torch.tensor(model.stop_ids, dtype=torch.int64, device=rows.lens.device)
-    everyone = torch.arange(len(rows.lens), device=rows.lens.device)
-    at, offset = rows.lens, rows.lens
-
-    def attend(layer: int, q_pre: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer, at, offset, k[:, 0], v[:, 0])
-        out = torch.zeros_like(q)
-        for m in active:
-            method = methods[m]
-            part = slice(m * slots, (m + 1) * slots)
-            own = method.attend(layer, q_pre[part, 0], q[part, 0], forks[m], traces[m])
-            out[part, 0] = own.to(q.dtype)
-        return out
-
-    sampled = []
+    began = rows.lens.tolist()
+    device = rows.lens.device
+    stop = torch.tensor(model.stop_ids, dtype=torch.int64, device=device)
+    everyone = torch.arange(len(rows.lens), device=device)
+    clock = torch.zeros(1, dtype=torch.int64, device=device)  # steps done
+    last = rows.pending[:, 0].clone()
+    sampled = last.new_zeros(len(last), steps)
     active = list(range(len(methods)))  # methods that still have a live row
-    last = rows.pending[:, 0]
-    for step in range(steps):
-        if step % POLL[rows.lens.device.type] == 0:
-            living = rows.live.view(len(methods), slots).any(1).tolist()
-            active = [m for m, alive in enumerate(living) if alive]
-            if not active:
-                break
-        if step < rows.pending.shape[1]:
-            last = torch.where(step < rows.waiting, rows.pending[:, step], last)
+
+    def step() -> None:
+        """One token of every row; nothing of it depends on the host."""
+        held = rows.pending[:, clock.clamp_max(rows.pending.shape[1] - 1)].squeeze(1)
+        token = torch.where(clock < rows.waiting, held, last)
         rows.lens.add_(rows.live)
         position = rows.lens - rows.live.long()  # a finished row writes behind its own tokens
         at, offset = rows.table[everyone, position // PAGE], position % PAGE
-        for fork in forks:
-            fork.grow(most)
-        hidden = model.forward(last[:, None], position[:, None], rows.regimes, attend)
-        last = choose(model.logits(hidden[:, 0]), decoding, rows.keys, rows.made)
-        sampled.append(last)
+
+        def attend(layer: int, q_pre: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.write(layer, at, offset, k[:, 0], v[:, 0])
+            out = torch.zeros_like(q)
+            for m in active:
+                part = slice(m * slots, (m + 1) * slots)
+                own = methods[m].attend(layer, q_pre[part, 0], q[part, 0], forks[m], traces[m])
+                out[part, 0] = own.to(q.dtype)
+            return out
+
+        hidden = model.forward(token[:, None], position[:, None], rows.regimes, attend)
+        last.copy_(choose(model.logits(hidden[:, 0]), decoding, rows.keys, rows.made))
+        sampled.index_copy_(1, clock, last[:, None])
+        for m in active:
+            methods[m].settle(forks[m], traces[m])
         for trace, fork in zip(traces, forks, strict=True):
             trace.commit(fork)
         rows.step.add_(rows.live)
-        emitted = rows.live & (step >= rows.waiting - 1)
+        emitted = rows.live & (clock >= rows.waiting - 1)
         rows.made.add_(emitted)
         ended = torch.isin(last, stop) | (rows.made >= rows.limit)
         rows.live.logical_and_(~(emitted & ended))
-    return torch.stack(sampled, 1) if sampled else last.new_empty(len(last), 0)
+        clock.add_(1)
+
+    capture = device.type == "cuda" and model.capturable and steps > 2
+    capture = capture and all(method.needs.capturable for method in methods)
+    if capture:
+        for fork in forks:
+            fork.stretch(most, steps)
+    replay = step
+    for done in range(steps):
+        if done % POLL[device.type] == 0:
+            living = rows.live.view(len(methods), slots).any(1).tolist()
+            if not any(living):
+                return sampled[:, :done]
+            if not capture:
+                active[:] = [m for m, alive in enumerate(living) if alive]
+        for m, fork in enumerate(forks):
+            if not capture:
+                fork.grow(most)
+            fork.plan([min(n + done + 1, most) for n in began[m * slots : (m + 1) * slots]])
+        if capture and done == 1:  # the first step has compiled and allocated what is made once
+            replay = graph(step)
+        replay()
+    return sampled
+
+
+def graph(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph; capturing does not run it."""
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        step()
+    return captured.replay

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from macbench.attention.base import Method, Prompt
+from macbench.engine.backend import resolve
 from macbench.engine.cache import PagedCache
 from macbench.engine.decode import Rows, decode, views
 from macbench.engine.prefill import prefill
@@ -59,6 +60,7 @@ class Engine:
         max_hold: int = 0,
         decoding: Decoding | None = None,
         chunk: int = 4096,
+        backend: str = "torch",
     ):
         self.model, self.methods, self.slots = model, list(methods), slots
         self.decoding = decoding or Decoding()
@@ -66,8 +68,9 @@ class Engine:
         self.longest = max_prompt + max_new
         model.prepare(self.longest)
         rows = slots * len(self.methods)
-        self.cache = PagedCache(model.geometry, slots, rows, max_prompt, max_hold + max_new)
-        self.resident = [m.allocate(model.geometry, slots, self.longest) for m in self.methods]
+        self.geometry = replace(model.geometry, backend=resolve(backend, model.geometry.device))
+        self.cache = PagedCache(self.geometry, slots, rows, max_prompt, max_hold + max_new)
+        self.resident = [m.allocate(self.geometry, slots, self.longest) for m in self.methods]
         self.keep = max(m.needs.prompt_queries for m in self.methods)
 
     @property
@@ -169,17 +172,17 @@ class Engine:
         return (time.perf_counter() - began) / steps
 
     def _wait(self) -> None:
-        device = self.model.geometry.device
+        device = self.geometry.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     def _trace(self) -> Trace:
-        g = self.model.geometry
+        g = self.geometry
         return Trace(g.layers, self.slots, g.q_heads, g.kv_heads, g.device)
 
     def _prefill(self, slot: int, request: Request, length: int) -> tuple[Prompt, torch.Tensor]:
         """Prefill all but the held tokens; the first generated token where nothing is held."""
-        device = self.model.geometry.device
+        device = self.geometry.device
         tokens = torch.tensor(request.tokens[:length], device=device)
         watching = [m for m in self.methods if m.needs.observe]
 
@@ -207,7 +210,7 @@ class Engine:
         return prompt, first
 
     def _rows(self, requests, lengths, hold, firsts) -> Rows:
-        device = self.model.geometry.device
+        device = self.geometry.device
         width = max(1, *hold)
         pending = torch.zeros(self.slots, width, dtype=torch.int64)
         for slot, request in enumerate(requests):
@@ -249,7 +252,7 @@ class Engine:
     def _begin(self, prompts: list[Prompt], rows: Rows, longest: int) -> None:
         forks = views(self.cache, rows, len(self.methods), self.slots, longest)
         for slot, prompt in enumerate(prompts):
-            for layer in range(self.model.geometry.layers):
+            for layer in range(self.geometry.layers):
                 for method, fork in zip(self.methods, forks, strict=True):
                     method.begin(layer, slot, prompt, fork)
                 prompt.shared.clear()

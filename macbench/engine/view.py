@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from macbench.engine import backend
 from macbench.engine.cache import PagedCache, pages_for
 from macbench.kernels import paged
 
@@ -29,6 +30,7 @@ class View:
     grown: int = 0  # tokens fed since the fork
 
     def __post_init__(self) -> None:
+        self.kernels = backend.make(self.cache.geometry, len(self.lens))
         self.shared = self.lens // paged.PAGE  # [B] full pages of the prompt
         whole, used = self.cache.prompt_pages, self.bound // paged.PAGE
         self.run = whole if 2 * used > whole else used  # a part of every run has to be copied
@@ -42,6 +44,15 @@ class View:
         """The prompts' pages where they lie, [B, run, Hkv, 16, d]; row i's full ones come first."""
         slots, whole = len(self.lens), self.cache.prompt_pages
         return pool[: slots * whole].unflatten(0, (slots, whole))[:, : self.run]
+
+    def plan(self, lens: list[int]) -> None:
+        """Before a step: its lens, as far as the host knows (a finished row's may be less)."""
+        if self.kernels is not None:
+            self.kernels.plan(self.table, lens)
+
+    def stretch(self, most: int, steps: int) -> None:
+        """From now on `grow` changes nothing: shapes hold for `steps` tokens, `most` in all."""
+        self.grown, self.bound = steps, most
 
     @property
     def tail(self) -> int:
@@ -59,6 +70,21 @@ class View:
     def prompt(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a slot's first `length` prompt tokens, [Hkv, length, d] each."""
         return self.cache.prompt(layer, slot, length)
+
+    def prompt_rows(
+        self, layer: int, slot: int, q: Tensor, length: int, starts: Tensor, ends: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Summaries of queries q [n, Hq, d] over their own ranges [starts, ends) ([n] each) of a
+        slot's first `length` prompt tokens -> o [n, Hq, d], lse [n, Hq]."""
+        scale = self.cache.geometry.scale
+        if self.kernels is None:
+            k, v = self.prompt(layer, slot, length)
+            return paged.prefix_rows(q, k, v, starts, ends, scale)
+        from macbench.kernels.prefix_rows import prefix_rows
+
+        run = self.cache.run(slot)
+        k, v = self.k[layer][run], self.v[layer][run]
+        return prefix_rows(q, k, v, length, starts, ends, scale)
 
     def newest_key(self, layer: int) -> Tensor:
         """The key of this step's token, [B, Hkv, d]."""
@@ -99,6 +125,9 @@ class View:
         for a group) or Hq (one per query head).
         """
         k, v, scale = self.k[layer], self.v[layer], self.cache.geometry.scale
+        if self.kernels is not None and starts is None and ends is None:
+            lists, piece = (pages, paged.PAGE) if tokens is None else (tokens, 1)
+            return self.kernels.over(q, k, v, self.table, self.lens, lists, counts, piece)
         if tokens is not None:
             assert counts is not None
             return paged.attend_tokens(q, k, v, self.table, tokens, counts, scale)

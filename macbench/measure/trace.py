@@ -25,8 +25,8 @@ class Trace:
         self.steps = torch.zeros(rows, dtype=torch.float64, device=device)
         self.context = torch.zeros(rows, dtype=torch.float64, device=device)
 
-    def read(self, layer: int, view, head_tokens, kv_tokens, meta_bytes=0) -> None:
-        """One layer's reads in this step.
+    def read(self, layer: int | slice, view, head_tokens, kv_tokens, meta_bytes=0) -> None:
+        """One layer's reads in this step, or all layers' (`slice(None)`, layers first).
 
         head_tokens [B, Hq]: keys each query head attends freshly. kv_tokens [B, Hkv]: distinct
         tokens whose K and V a KV head loads (K or V alone counts half). meta_bytes [B, Hkv]:
@@ -36,7 +36,7 @@ class Trace:
         self.add(layer, "kv_tokens", kv_tokens, heads="kv")
         self.add(layer, "meta_bytes", meta_bytes, heads="kv")
 
-    def add(self, layer: int, name: str, value, heads: str = "q") -> None:
+    def add(self, layer: int | slice, name: str, value, heads: str = "q") -> None:
         """A further statistic of this step, [B, Hq] (or [B, Hkv] with heads="kv")."""
         if name not in self.now:
             shape = (*self.shape, self.heads[heads])

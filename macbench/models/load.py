@@ -28,7 +28,7 @@ def load(source: Source) -> Model:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    device = _device(source.device)
+    device = pick_device(source.device)
     place = locate(source)
     config = _config(source, place)
     probe.check(config, source.name)
@@ -116,7 +116,8 @@ def _read(source: Source, place: Place, auto: str, **options: Any) -> Any:
         ) from error
 
 
-def _device(asked: str) -> torch.device:
+def pick_device(asked: str) -> torch.device:
+    """The device that `model.device` means."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked not in ("cpu", "cuda"):

@@ -198,6 +198,7 @@ def step(record: Record, given: Problem, at: int) -> None:
         }
         cache.write(layer, page, position % PAGE, now["k"], now["v"])
         outs.append(record.method.attend(layer, now["q_pre"], now["q"], view, record.trace))
+    record.method.settle(view, record.trace)
     record.out.append(outs)
     record.counts.append({name: value.clone() for name, value in record.trace.now.items()})
     record.trace.commit(view)
