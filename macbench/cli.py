@@ -77,6 +77,16 @@ def parser() -> Parser:
     add.add_argument("-m", "--multirun", action="store_true", help="sweep several runs")
     add.add_argument("options", nargs="*", metavar="key=value")
 
+    add = command(
+        "bench",
+        bench,
+        "Time attention on a GPU, beside its floor and FlashInfer; the same command continues.",
+        "macbench bench attention preset=hit_curve batch=1 'hit=[0,0.9,1]' out=results/local/bench",
+        _bench_options(),
+    )
+    add.add_argument("what", choices=("attention",))
+    add.add_argument("options", nargs="*", metavar="key=value")
+
     add = command("list", list_, "What there is to run.", "macbench list methods --json")
     add.add_argument("what", choices=("models", "tasks", "methods"))
     add.add_argument("--json", action="store_true", help="as JSON")
@@ -128,6 +138,31 @@ def _options() -> str:
             "sweeps: macbench run -m length=2k,4k seed=1,2 hydra/launcher=joblib",
         ]
     )
+
+
+def _bench_options() -> str:
+    """The options of `bench attention` with their defaults: its YAML without the first lines."""
+    from importlib.resources import files
+
+    folder = files("macbench.conf").joinpath("bench")
+    lines = folder.joinpath("attention.yaml").read_text("utf-8").splitlines()
+    presets = sorted(
+        file.name.removesuffix(".yaml") for file in folder.joinpath("attention").iterdir()
+    )
+    return "\n".join(
+        [
+            "\noptions and defaults (key=value, or a list key=[a,b]):",
+            *(f"  {line}".rstrip() for line in lines if not line.startswith("#")),
+            f"\npreset=NAME puts others in their place: {', '.join(presets)}",
+            "tiling.FIELD=value changes what the kernels choose, such as tiling.programs=[264,396]",
+        ]
+    )
+
+
+def bench(args: argparse.Namespace) -> int:
+    from macbench.bench import attention
+
+    return attention(args.options)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,12 +1,20 @@
-"""One file per figure, each a deterministic function of the results store."""
+"""One file per figure or table, each a deterministic function of the results store.
+
+A module's `draw` makes a figure, or Markdown, of what its `read` finds in a folder (without one:
+what `macbench.store.read` finds).
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from macbench.errors import MacbenchError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PNG = {"dpi": 150, "metadata": {"Software": None}}  # the same bytes from the same results
 
@@ -25,8 +33,20 @@ def draw(name: str, results: Path, out: Path | None = None) -> list[Path]:
     from macbench.store import read
 
     plt.switch_backend("Agg")
-    target = (out or results) / f"{name}.png"
-    figure = importlib.import_module(f"{__name__}.{name}").draw(read(results))
-    figure.savefig(target, **PNG)
-    plt.close(figure)
-    return [target]
+    module = importlib.import_module(f"{__name__}.{name}")
+    drawn = module.draw(getattr(module, "read", read)(results))
+    target = (out or results) / name
+    if isinstance(drawn, str):
+        target.with_suffix(".md").write_text(drawn, "utf-8")
+        return [target.with_suffix(".md")]
+    drawn.savefig(target.with_suffix(".png"), **PNG)
+    plt.close(drawn)
+    return [target.with_suffix(".png")]
+
+
+def paper(name: str) -> pd.DataFrame:
+    """Numbers that the paper reports (results/paper); no rows where there is no checkout."""
+    import pandas as pd
+
+    path = Path(__file__).parents[1] / "results" / "paper" / f"{name}.csv"
+    return pd.read_csv(path, comment="#") if path.exists() else pd.DataFrame()
