@@ -163,10 +163,11 @@ def _attend(
     row_chain,
     picked_lse,  # [B, Hq] out: of the rows that the keys name
     picked_chain,
-    cuts,  # [2, groups] out: cumulative weights, tails then spans
+    cuts,  # [groups] out: cumulative weights of the spans
     part_o,  # [2 * (programs + groups), G, D]
     part_l,  # the same, log2
     groups,
+    tail,  # weight of every tail
     width,  # M
     pieces,  # n
     threshold,
@@ -202,13 +203,14 @@ def _attend(
     row = tl.arange(0, 16)
 
     ends = tl.maximum(length - band, 0) if MATCHED else length  # E(t)
-    fronts = tl.minimum(sink, ends) if SINK else tl.zeros_like(ends)
+    bases = tl.zeros_like(length)
+    keys = length
+    cut = tl.zeros_like(length)
     # Phase 0: tails. They need no match, so they run while it may still be under way.
     for phase in range(0 if MATCHED else 1, 2):
-        bases = ends // PAGE * PAGE if MATCHED else tl.zeros_like(ends)
-        keys = length - bases + tl.cdiv(fronts, PAGE) * PAGE
-        if MATCHED:
-            if phase == 1:
+        total = groups * tail
+        if phase == 1:
+            if MATCHED:
                 if PDL:
                     gdc_wait()
                 at = group[:, None] * G + lane[None, :]
@@ -218,29 +220,36 @@ def _attend(
                 begins = tl.min(tl.where(there, starts, FAR), 1)
                 if WHOLE:
                     every = tl.min(tl.where(there, hits.to(tl.int32), 1), 1)
-                    begins = tl.where(every > 0, begins, fronts)
+                    begins = tl.where(every > 0, begins, tl.minimum(sink, ends))
                 bases = tl.minimum(begins, ends) // PAGE * PAGE
                 keys = tl.where(ends > begins, ends - bases, 0)
-        elif LIST > 0:
-            keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
-        weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
-        cut = tl.cumsum(weight, 0)
-        total = tl.sum(weight, 0)
+            elif LIST > 0:
+                keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
+            weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
+            cut = tl.cumsum(weight, 0)
+            total = tl.sum(weight, 0)
+            if program == 0:
+                tl.store(cuts + group, cut, mask=real)
         busy = tl.maximum(tl.minimum(programs, total), 1)
         # programs with the larger share of the tails take the smaller one of the spans
         mine = tl.where(phase == 0, program, programs - 1 - program)
         wide = mine.to(tl.int64)
         unit = tl.where(mine < busy, (wide * total // busy).to(tl.int32), total)
         last = tl.where(mine < busy, ((wide + 1) * total // busy).to(tl.int32), total)
-        if program == 0:
-            tl.store(cuts + phase * groups + group, cut, mask=real)
 
         while unit < last:
-            g = tl.sum((cut <= unit).to(tl.int32), 0)  # the entry that holds `unit`
-            first = tl.max(tl.where(cut <= unit, cut, 0), 0)
-            stop = tl.minimum(tl.min(tl.where(cut > unit, cut, FAR), 0), last)
-            size = tl.sum(tl.where(group == g, keys, 0), 0)
-            base = tl.sum(tl.where(group == g, bases, 0), 0)
+            if phase == 0:  # all tails weigh the same
+                g = unit // tail
+                first = g * tail
+                stop = tl.minimum(first + tail, last)
+                size = 0
+                base = 0
+            else:
+                g = tl.sum((cut <= unit).to(tl.int32), 0)  # the entry that holds `unit`
+                first = tl.max(tl.where(cut <= unit, cut, 0), 0)
+                stop = tl.minimum(tl.min(tl.where(cut > unit, cut, FAR), 0), last)
+                size = tl.sum(tl.where(group == g, keys, 0), 0)
+                base = tl.sum(tl.where(group == g, bases, 0), 0)
             b, h = g // H, g % H
             end = tl.load(lens + b).to(tl.int32)
             start = tl.zeros([16], tl.int32)
@@ -248,16 +257,20 @@ def _attend(
             front = 0
             if MATCHED:
                 edge = tl.maximum(end - band, 0)
-                if SINK:
-                    front = tl.where(phase == 0, tl.minimum(sink, edge), 0)
-                    lead = tl.cdiv(front, PAGE) * PAGE
                 key = tl.load(best + g * G + row, mask=row < G, other=threshold)
                 hit, start = _hits(key, threshold, band, sink, edge)
                 if WHOLE:
                     all_hit = tl.min(tl.where(row < G, hit.to(tl.int32), 1), 0)
                     start = tl.where(all_hit > 0, start, tl.minimum(sink, edge))
-                start = tl.where(phase == 0, edge, start)
-                end = tl.where(phase == 0, end, edge)
+                if phase == 0:
+                    start = tl.zeros_like(start) + edge
+                    base = edge // PAGE * PAGE
+                    if SINK:
+                        front = tl.minimum(sink, edge)
+                        lead = tl.cdiv(front, PAGE) * PAGE
+                    size = end - base + lead
+                else:
+                    end = edge
             out, level = _partial(
                 _queries(queries, g, G, D),
                 k_pool,
@@ -266,7 +279,7 @@ def _attend(
                 lists + g.to(tl.int64) * pieces,
                 h * HKV // H,
                 tl.maximum(unit - first - W, 0),
-                tl.maximum(stop - first - W, 0),
+                tl.minimum(tl.maximum(stop - first - W, 0), tl.cdiv(size, N)),
                 base,
                 lead,
                 size,
@@ -303,10 +316,17 @@ def _slots(cuts, entry, groups, programs):
     begin = tl.load(cuts + entry - 1, mask=entry > 0, other=0).to(tl.int64)
     stop = tl.load(cuts + entry).to(tl.int64)
     total = tl.maximum(tl.load(cuts + groups - 1), 1)
+    first, count = _programs(begin, stop, total, programs)
+    return first + entry, count
+
+
+@triton.jit
+def _programs(begin, stop, total, programs):
+    """(first, number) of the programs whose shares hold units [begin, stop) of `total`."""
     busy = tl.minimum(programs, total)
-    first = ((begin + 1) * busy - 1) // total  # the program that holds unit `begin`
+    first = ((begin + 1) * busy - 1) // total
     count = tl.where(stop > begin, (stop * busy - 1) // total + 1 - first, 0)
-    return (first + entry).to(tl.int32), count.to(tl.int32)
+    return first.to(tl.int32), count.to(tl.int32)
 
 
 @triton.jit
@@ -381,7 +401,7 @@ def _finish(
         gdc_wait()
     head, part = tl.program_id(0), tl.program_id(1)
     dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
-    first, count = _slots(cuts + groups, head // G, groups, programs)
+    first, count = _slots(cuts, head // G, groups, programs)
     first += programs + groups
     level, partial = _partials(part_o, part_l, first, 0, count, head % G, dims, G, D, S)
     out, top, mass = _gather(part_o, part_l, first, count, level, partial, head % G, dims, G, D, S)
@@ -431,8 +451,8 @@ def tiling(groups: int, d: int, device: torch.device) -> Tiling:
         return Tiling(programs=4, tokens=32, rows=32, partials=4)
     card = torch.cuda.get_device_properties(device)
     sms, pdl = card.multi_processor_count, card.major >= 9
-    if groups < 64:  # latency counts: whole chunks at once, few rows per program of the match
-        return Tiling(2 * sms, 128 if d <= 128 else 64, 1, 2, None, 16, 4, 1, 8, pdl=pdl)
+    if groups < 64:  # latency counts: few programs, few ring rows for each
+        return Tiling(2 * sms, 64, 1, 3, None, 16, 4, 1, 4, pdl=pdl)
     return Tiling(3 * sms, 64, 1, 3, 168, 64, 4, 2, 4, pdl=pdl)
 
 
@@ -463,7 +483,7 @@ class Workspace:
         def empty(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=of, device=device)
 
-        self.cuts = empty(2 * self.groups, of=torch.int32)
+        self.cuts = empty(self.groups, of=torch.int32)
         self.part_o = empty(slots, self.group, d)
         self.part_l = empty(slots, self.group)
         self.best = empty(batch, q_heads, of=torch.int64)
@@ -478,6 +498,12 @@ class Workspace:
         made = copy(self)
         made.best, made.picked, made.picked_chain = best, picked, picked_chain
         return made
+
+
+def tail_weight(tiling: Tiling, band: int, sink: int) -> int:
+    """What every tail weighs: its chunks at most (unaligned start, sink pages) and `weight`."""
+    keys = band + PAGE - 1 + -(-sink // PAGE) * PAGE
+    return -(-keys // tiling.tokens) + tiling.weight
 
 
 def launch(pdl: bool) -> dict[str, bool]:
@@ -569,6 +595,7 @@ def spans(
         work.part_o,
         work.part_l,
         work.groups,
+        tail_weight(tiling, band, sink),
         table.stride(0),
         0 if lists is None else lists.shape[-1],
         threshold,

@@ -25,10 +25,12 @@ from macbench.kernels.attend import (
     Workspace,
     _gather,
     _partials,
+    _programs,
     _slots,
     launch,
     power,
     spans,
+    tail_weight,
 )
 
 CHUNK = 16  # dims of a ring query that lie together: half of them is a cheap first look
@@ -77,15 +79,16 @@ def _match(
     position = tl.where(t >= min_context, position, -1)
     near = (slot < K) & (position >= 0) & (distance < radius2)
     if tl.max(near.to(tl.int32), 0) > 0:
+        at = head * K + slot
+        level = tl.load(lse + at, mask=near, other=0.0)
+        hops = tl.load(chain + at, mask=near, other=0)
         for far in tl.static_range(NEAR, D // C):
             row = tl.load(base + far * K * C, mask=near[:, None], other=0.0)
             apart = row.to(tl.float32) - tl.load(query + far * C).to(tl.float32)[None, :]
             distance += tl.sum(apart * apart, 1)
-        at = head * K + slot
-        empty = tl.load(lse + at, mask=near, other=0.0) == float("-inf")
-        deep = tl.load(chain + at, mask=near, other=0) >= max_chain
         near = near & (distance < radius2)
-        low = position.to(tl.int64) * 2 + (empty | deep).to(tl.int64)
+        unusable = (level == float("-inf")) | (hops >= max_chain)
+        low = position.to(tl.int64) * 2 + unusable.to(tl.int64)
         bits = distance.to(tl.int32, bitcast=True).to(tl.int64)
         key = tl.min(tl.where(near, (bits << 32) | low, 0x7FFFFFFFFFFFFFFF), 0)
         if key < 0x7FFFFFFFFFFFFFFF:
@@ -119,6 +122,7 @@ def _merge(
     chain,
     groups,
     programs,
+    tail,
     threshold,
     WHOLE: tl.constexpr,
     HQ: tl.constexpr,
@@ -136,9 +140,11 @@ def _merge(
     dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
     g, lane = head // G, head % G
     long = head.to(tl.int64)
-    spans, count = _slots(cuts + groups, g, groups, programs)
+    spans, count = _slots(cuts, g, groups, programs)
     spans += programs + groups
-    tails, count2 = _slots(cuts, g, groups, programs)
+    begin = g.to(tl.int64) * tail
+    tails, count2 = _programs(begin, begin + tail, groups * tail, programs)
+    tails += g
     key = tl.load(picked + head)
     t = tl.load(lens + head // HQ).to(tl.int32) - 1
     query = tl.load(queries + long * D + dims)
@@ -250,7 +256,14 @@ def match(
 
 
 def merge(
-    work: Workspace, ring: Ring, q_pre: Tensor, lens: Tensor, tau: float, whole: bool = False
+    work: Workspace,
+    ring: Ring,
+    q_pre: Tensor,
+    lens: Tensor,
+    tau: float,
+    band: int,
+    sink: int = 0,
+    whole: bool = False,
 ) -> None:
     """Last launch: partials and reused rows -> `work.output`, the ring's new rows, keys reset."""
     batch, q_heads, d = q_pre.shape
@@ -273,6 +286,7 @@ def merge(
         ring.chain,
         work.groups,
         tiling.programs,
+        tail_weight(tiling, band, sink),
         threshold(tau, d)[1],
         WHOLE=whole,
         HQ=q_heads,
@@ -327,5 +341,5 @@ def step(
         sink=sink,
         whole=whole,
     )
-    merge(work, ring, q_pre, lens, tau, whole)
+    merge(work, ring, q_pre, lens, tau, band, sink, whole)
     return work.output

@@ -87,14 +87,16 @@ def decode(
 
         def attend(layer: int, q_pre: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.write(layer, at, offset, k[:, 0], v[:, 0])
-            out = torch.zeros_like(q)
-            for m in active:
+            outs = []
+            for m in range(len(methods)):
                 part = slice(m * slots, (m + 1) * slots)
-                own = methods[m].attend(layer, q_pre[part, 0], q[part, 0], forks[m], traces[m])
-                out[part, 0] = own.to(q.dtype)
-            return out
+                out = own = q[part, 0]
+                if m in active:  # else what comes out is never used
+                    out = methods[m].attend(layer, q_pre[part, 0], own, forks[m], traces[m])
+                outs.append(out.to(q.dtype))
+            return (outs[0] if len(outs) == 1 else torch.cat(outs))[:, None]
 
-        hidden = model.forward(token[:, None], position[:, None], rows.regimes, attend)
+        hidden = model.step(token[:, None], position[:, None], rows.regimes, attend)
         last.copy_(choose(model.logits(hidden[:, 0]), decoding, rows.keys, rows.made))
         sampled.index_copy_(1, clock, last[:, None])
         for m in active:

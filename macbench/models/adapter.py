@@ -10,14 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from macbench.attention.base import Geometry
 from macbench.errors import MacbenchError
-from macbench.models import probe, rope
+from macbench.models import compiled, probe, rope
 
 if TYPE_CHECKING:
     from macbench.models.text import Text
@@ -37,7 +39,8 @@ class Model:
     """A loaded model, seen as its attention layers. Inference only: no parameter takes a gradient.
 
     `prepare` must be called before the first `forward`. `capturable` says whether `forward` may be
-    captured in a CUDA graph.
+    captured in a CUDA graph. `around`, one of `compiled.AROUND`, says how `step` runs what stands
+    around attention, and may be changed at any time.
     """
 
     def __init__(
@@ -69,10 +72,11 @@ class Model:
         first = self.base.layers[0].self_attn
         # The family's own function: the modeling file that defines the attention has it.
         self._rotate_pair = sys.modules[type(first).__module__].apply_rotary_pos_emb
-        for index, layer in enumerate(self.base.layers):
+        for layer in self.base.layers:
             # Bound on the instance: a new parent module would rename every parameter.
             attention = layer.self_attn
-            attention.forward = partial(_attention, attention, index, self._rotate_pair)
+            attention.rotate_pair = self._rotate_pair
+            attention.forward = MethodType(_attention, attention)
         self._switch = rope.switch(self.config)
         q_heads, kv_heads = _heads(first)
         self.geometry = Geometry(
@@ -87,6 +91,10 @@ class Model:
         )
         # In other dtypes torch's grouped product loops over experts and reads their sizes back.
         self.capturable = not mixture or self.geometry.dtype == torch.bfloat16
+        on_card = self.geometry.device.type == "cuda" and not mixture
+        self.around = compiled.DEFAULT if on_card else "eager"
+        if on_card:
+            fuse(self)
         self._tables: Tensor | None = None  # [2, regimes, tokens, rotary_dim]
 
     def prepare(self, max_tokens: int) -> None:
@@ -111,21 +119,31 @@ class Model:
 
         tokens, positions: [B, T] int64. regimes: [B] int64, from `regime`.
         """
-        cos, sin = self._ready()[:, regimes[:, None], positions]
+        rotary = self.rotary(positions, regimes)
         hidden = self.base.embed_tokens(tokens)
-        for layer in self.base.layers:
+        for index, layer in enumerate(self.base.layers):
             hidden = layer(
                 hidden,
                 attention_mask=None,
                 position_ids=positions,
-                position_embeddings=(cos, sin),
-                attend=attend,
+                position_embeddings=rotary,
+                attend=partial(attend, index),
             )
         return self.base.norm(hidden)
+
+    def step(self, tokens: Tensor, positions: Tensor, regimes: Tensor, attend: Attend) -> Tensor:
+        """`forward` of one token a row ([R, 1]), compiled where `around` says so."""
+        run = Model.forward if self.around == "eager" else compiled.forward
+        return run(self, tokens, positions, regimes, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] -> [..., vocab]."""
         return self.head(hidden)
+
+    def rotary(self, positions: Tensor, regimes: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions [B, T] in the regimes [B], [B, T, rotary_dim] each."""
+        cos, sin = self._ready()[:, regimes[:, None], positions]
+        return cos, sin
 
     def _ready(self) -> Tensor:
         if self._tables is None:
@@ -151,29 +169,62 @@ def _heads(attention: Any) -> tuple[int, int]:
 def _project(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q [B, T, Hq, d] (after the model's q-norm), k and v [B, T, Hkv, d], none of them rotated."""
     d = attention.head_dim
-    if hasattr(attention, "qkv_proj"):  # fused, in the order q, k, v
+    if hasattr(attention, "qkv_proj"):  # one matrix, in the order q, k, v
         q_heads, kv_heads = _heads(attention)
         qkv = attention.qkv_proj(hidden).unflatten(-1, (-1, d))
         return qkv.split((q_heads, kv_heads, kv_heads), dim=-2)
-    q = attention.q_proj(hidden).unflatten(-1, (-1, d))
-    k = attention.k_proj(hidden).unflatten(-1, (-1, d))
-    v = attention.v_proj(hidden).unflatten(-1, (-1, d))
+    if hasattr(attention, "qkv_weight"):  # the same, by `fuse`
+        q_heads, kv_heads = _heads(attention)
+        qkv = linear(hidden, attention.qkv_weight, attention.qkv_bias).unflatten(-1, (-1, d))
+        q, k, v = qkv.split((q_heads, kv_heads, kv_heads), dim=-2)
+    else:
+        q = attention.q_proj(hidden).unflatten(-1, (-1, d))
+        k = attention.k_proj(hidden).unflatten(-1, (-1, d))
+        v = attention.v_proj(hidden).unflatten(-1, (-1, d))
     if hasattr(attention, "q_norm"):
         q, k = attention.q_norm(q), attention.k_norm(k)
     return q, k, v
 
 
+def fuse(model: Model, on: bool = True) -> None:
+    """Keep q, k and v weights of a layer as one matrix, for one product in place of three.
+
+    No memory is added: the modules' own parameters become views of it, under their names. Models
+    that come with one matrix are left alone. on=False: three products again.
+    """
+    for layer in model.base.layers:
+        attention = layer.self_attn
+        if hasattr(attention, "qkv_weight"):
+            if not on:
+                del attention.qkv_weight, attention.qkv_bias
+        elif on and hasattr(attention, "q_proj"):
+            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+            for name in ("weight", "bias"):
+                whole = _joined([getattr(part, name) for part in parts])
+                attention.register_buffer(f"qkv_{name}", whole, persistent=False)
+
+
+def _joined(parameters: list[torch.nn.Parameter | None]) -> Tensor | None:
+    """Parameters in one tensor of which they are views from now on; None where there are none."""
+    present = [parameter for parameter in parameters if parameter is not None]
+    if not present:
+        return None
+    whole = torch.cat([parameter.data for parameter in present])
+    sizes = [len(parameter) for parameter in present]
+    for parameter, part in zip(present, whole.split(sizes), strict=True):
+        parameter.data = part
+    return whole
+
+
 def _attention(
     attention: Any,
-    layer: int,
-    rotate_pair: Callable[..., tuple[Tensor, Tensor]],
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
-    attend: Attend,
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The forward of every attention module: project, rotate, ask `attend`, project back."""
     q_pre, k, v = _project(attention, hidden_states)
-    q, k = rotate_pair(q_pre, k, *position_embeddings, unsqueeze_dim=2)
-    o = attend(layer, q_pre, q, k, v)
+    q, k = attention.rotate_pair(q_pre, k, *position_embeddings, unsqueeze_dim=2)
+    o = attend(q_pre, q, k, v)
     return attention.o_proj(o.flatten(-2)), None

@@ -163,7 +163,7 @@ class MacStep:
     def merge(self, index: int) -> None:
         """Its last."""
         layer, held = self.bank.layers[index], self.rings[index]
-        mac.merge(self.work, held, layer.q_pre, self.bank.lens, self.reuse.tau)
+        mac.merge(self.work, held, layer.q_pre, self.bank.lens, self.reuse.tau, self.reuse.r)
 
     def restore(self, index: int) -> None:
         self.rings[index].queries[:, :, :, self.slot].copy_(self.held[index])
