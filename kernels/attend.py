@@ -71,11 +71,10 @@ def _partial(
     head,  # KV head
     chunk,
     chunks,
-    base,  # first key of the span (a multiple of PAGE)
-    lead,  # keys of the sequence's start before it (a multiple of PAGE)
+    base,  # first key of the span
+    lead,  # keys of the sequence's start before it
     size,  # indices in the span
     start,  # [16]: a head's first key, where the range has reached `base`
-    front,  # keys wanted of the lead
     end,  # one past the last key
     scale2,  # scale * log2(e)
     HKV: tl.constexpr,
@@ -101,8 +100,6 @@ def _partial(
         keys = tl.load(k_pool + place[:, None] + dims[None, :])
         values = tl.load(v_pool + place[:, None] + dims[None, :])
         seen = (at < size) & (position < end)
-        if SINK:
-            seen = seen & ((at >= lead) | (at < front))
         # the next chunk's pages are on their way while this one is multiplied
         index = tl.minimum(at + N, most)
         here = position
@@ -186,7 +183,7 @@ def _attend(
     D: tl.constexpr,
     PAGE: tl.constexpr,
     N: tl.constexpr,  # tokens of a chunk
-    W: tl.constexpr,  # weight of an entry beside its chunks
+    W: tl.constexpr,  # weight of a span beside its chunks
     SINK: tl.constexpr,  # sink > 0
     PICKS: tl.constexpr,  # matches a program copies
     WIDE: tl.constexpr,  # multiply in fp32 (inputs of fp32)
@@ -221,8 +218,8 @@ def _attend(
                 if WHOLE:
                     every = tl.min(tl.where(there, hits.to(tl.int32), 1), 1)
                     begins = tl.where(every > 0, begins, tl.minimum(sink, ends))
-                bases = tl.minimum(begins, ends) // PAGE * PAGE
-                keys = tl.where(ends > begins, ends - bases, 0)
+                bases = tl.minimum(begins, ends)
+                keys = ends - bases
             elif LIST > 0:
                 keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
             weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
@@ -254,7 +251,7 @@ def _attend(
             end = tl.load(lens + b).to(tl.int32)
             start = tl.zeros([16], tl.int32)
             lead = 0
-            front = 0
+            idle = tl.where(phase == 0, 1, W)
             if MATCHED:
                 edge = tl.maximum(end - band, 0)
                 key = tl.load(best + g * G + row, mask=row < G, other=threshold)
@@ -264,10 +261,9 @@ def _attend(
                     start = tl.where(all_hit > 0, start, tl.minimum(sink, edge))
                 if phase == 0:
                     start = tl.zeros_like(start) + edge
-                    base = edge // PAGE * PAGE
+                    base = edge
                     if SINK:
-                        front = tl.minimum(sink, edge)
-                        lead = tl.cdiv(front, PAGE) * PAGE
+                        lead = tl.minimum(sink, edge)
                     size = end - base + lead
                 else:
                     end = edge
@@ -278,13 +274,12 @@ def _attend(
                 table + b.to(tl.int64) * width,
                 lists + g.to(tl.int64) * pieces,
                 h * HKV // H,
-                tl.maximum(unit - first - W, 0),
-                tl.minimum(tl.maximum(stop - first - W, 0), tl.cdiv(size, N)),
+                tl.maximum(unit - first - idle, 0),
+                tl.minimum(tl.maximum(stop - first - idle, 0), tl.cdiv(size, N)),
                 base,
                 lead,
                 size,
                 start,
-                front,
                 end,
                 scale * LOG2E,
                 HKV,
@@ -363,20 +358,21 @@ def _gather(
     G: tl.constexpr,
     D: tl.constexpr,
     S: tl.constexpr,
+    MORE: tl.constexpr,  # partials at a time behind them
 ):
     """An entry's partials merged: (unnormalised o, its log2 scale, its mass)."""
     top = tl.max(level, 0)
     w = tl.exp2(level - tl.where(top == float("-inf"), 0.0, top))
     out = tl.sum(w[:, None] * part, 0)
     mass = tl.sum(w, 0)
-    for at in range(S, count, S):
-        level, part = _partials(part_o, part_l, first, at, count, lane, dims, G, D, S)
-        higher = tl.maximum(top, tl.max(level, 0))
+    for at in range(S, count, MORE):
+        levels, parts = _partials(part_o, part_l, first, at, count, lane, dims, G, D, MORE)
+        higher = tl.maximum(top, tl.max(levels, 0))
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        w = tl.exp2(level - anchor)
+        weights = tl.exp2(levels - anchor)
         shrink = tl.exp2(top - anchor)
-        out = out * shrink + tl.sum(w[:, None] * part, 0)
-        mass = mass * shrink + tl.sum(w, 0)
+        out = out * shrink + tl.sum(weights[:, None] * parts, 0)
+        mass = mass * shrink + tl.sum(weights, 0)
         top = higher
     return out, top, mass
 
@@ -393,6 +389,7 @@ def _finish(
     G: tl.constexpr,
     D: tl.constexpr,
     S: tl.constexpr,
+    MORE: tl.constexpr,
     SPLIT: tl.constexpr,  # programs per head
     PDL: tl.constexpr,
 ):
@@ -404,7 +401,9 @@ def _finish(
     first, count = _slots(cuts, head // G, groups, programs)
     first += programs + groups
     level, partial = _partials(part_o, part_l, first, 0, count, head % G, dims, G, D, S)
-    out, top, mass = _gather(part_o, part_l, first, count, level, partial, head % G, dims, G, D, S)
+    out, top, mass = _gather(
+        part_o, part_l, first, count, level, partial, head % G, dims, G, D, S, MORE
+    )
     safe = tl.where(mass > 0, mass, 1.0)
     tl.store(output + head.to(tl.int64) * D + dims, (out / safe).to(output.dtype.element_ty))
     if part == 0:
@@ -421,22 +420,23 @@ class Tiling:
     """What is tuned, not what is computed.
 
     Of attend: programs, at most what the card holds at once; tokens and stages of a chunk and its
-    pipeline; weight, chunks' worth of what an entry costs beside them; registers of a thread at
+    pipeline; weight, chunks' worth of what a span costs beside them; registers of a thread at
     most (more than fit are spilled, outside the loop over keys). Of match: rows per program, chunks
-    of dims on their way (ahead), warps. Of merge: partials at a time, programs per head (split),
-    warps.
+    of dims on their way (ahead), warps. Of merge: partials at once, how many at a time when there
+    are more, programs per head (split), warps.
     pdl: launches overlap (compute capability 9.0).
     """
 
     programs: int = 264
     tokens: int = 128
-    weight: int = 1
+    weight: int = 4
     stages: int = 2
     registers: int | None = None
     rows: int = 32
     ahead: int = 4
     match_warps: int = 4
-    partials: int = 16
+    partials: int = 4
+    more: int = 16
     split: int = 1
     warps: int = 1
     pdl: bool = False
@@ -451,9 +451,9 @@ def tiling(groups: int, d: int, device: torch.device) -> Tiling:
         return Tiling(programs=4, tokens=32, rows=32, partials=4)
     card = torch.cuda.get_device_properties(device)
     sms, pdl = card.multi_processor_count, card.major >= 9
-    if groups < 64:  # latency counts: few programs, few ring rows for each
-        return Tiling(2 * sms, 64, 1, 3, None, 16, 4, 1, 4, pdl=pdl)
-    return Tiling(3 * sms, 64, 1, 3, 168, 64, 4, 2, 4, pdl=pdl)
+    if groups < 64:  # latency counts: small pieces, and all programs at once on a long span
+        return Tiling(2 * sms, 64, 4, 3, None, 16, 4, 1, 8, 64, 4, pdl=pdl)
+    return Tiling(3 * sms, 64, 4, 3, 168, 64, 4, 2, 4, 16, pdl=pdl)
 
 
 class Workspace:
@@ -501,9 +501,8 @@ class Workspace:
 
 
 def tail_weight(tiling: Tiling, band: int, sink: int) -> int:
-    """What every tail weighs: its chunks at most (unaligned start, sink pages) and `weight`."""
-    keys = band + PAGE - 1 + -(-sink // PAGE) * PAGE
-    return -(-keys // tiling.tokens) + tiling.weight
+    """What every tail weighs: its chunks at most, and one."""
+    return -(-(band + sink) // tiling.tokens) + 1
 
 
 def launch(pdl: bool) -> dict[str, bool]:
@@ -548,6 +547,7 @@ def attend(
         G=work.group,
         D=d,
         S=tiling.partials,
+        MORE=tiling.more,
         SPLIT=tiling.split,
         PDL=tiling.pdl,
         num_warps=tiling.warps,

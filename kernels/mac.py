@@ -131,6 +131,7 @@ def _merge(
     C: tl.constexpr,
     K: tl.constexpr,
     S: tl.constexpr,
+    MORE: tl.constexpr,
     SPLIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -161,7 +162,9 @@ def _merge(
     kept = tl.load(picked_lse + head, mask=hit, other=float("-inf")) * LOG2E
     depth = tl.load(picked_chain + head, mask=hit, other=-1) + 1
     reused = tl.where(hit, reused, 0.0)
-    out, top, mass = _gather(part_o, part_l, spans, count, level, partial, lane, dims, G, D, S)
+    out, top, mass = _gather(
+        part_o, part_l, spans, count, level, partial, lane, dims, G, D, S, MORE
+    )
     out, top, mass = _join(out, top, mass, reused, kept, tl.where(hit, 1.0, 0.0))
     safe = tl.where(mass > 0, mass, 1.0)
     new = long * K + t % K
@@ -174,7 +177,7 @@ def _merge(
         tl.store(chain + new, depth)
         tl.store(best + head, threshold)  # of the next step
     out2, top2, mass2 = _gather(
-        part_o, part_l, tails, count2, level2, partial2, lane, dims, G, D, S
+        part_o, part_l, tails, count2, level2, partial2, lane, dims, G, D, S, MORE
     )
     out, top, mass = _join(out, top, mass, out2, top2, mass2)
     tl.store(output + long * D + dims, (out / mass).to(output.dtype.element_ty))
@@ -295,6 +298,7 @@ def merge(
         C=c,
         K=rows,
         S=tiling.partials,
+        MORE=tiling.more,
         SPLIT=tiling.split,
         PDL=tiling.pdl,
         num_warps=tiling.warps,
