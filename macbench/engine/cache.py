@@ -62,8 +62,13 @@ class PagedCache:
 
     def write(self, layer: int, pages: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
         """One token each: k, v [N, Hkv, d] into physical pages [N] at offsets [N]."""
-        self.k[layer][pages, :, offsets] = k.to(self.geometry.dtype)
-        self.v[layer][pages, :, offsets] = v.to(self.geometry.dtype)
+        if self.geometry.backend != "torch":
+            from macbench.kernels.append import append
+
+            append(self.k[layer], self.v[layer], pages, offsets, k, v)
+        else:
+            self.k[layer][pages, :, offsets] = k.to(self.geometry.dtype)
+            self.v[layer][pages, :, offsets] = v.to(self.geometry.dtype)
 
     def fork(self, row: int, slot: int, length: int) -> None:
         """Give `row` the prompt of `slot`: share its full pages, copy the partly filled one."""

@@ -48,8 +48,31 @@ def views(cache: PagedCache, rows: Rows, methods: int, slots: int, longest: int)
     return made
 
 
-@torch.inference_mode()
-def decode(
+@dataclass
+class Loop:
+    """A decode step of a block's rows, to be run or captured, and what it leaves behind."""
+
+    step: Callable[[], None]  # one token of every row; nothing of it depends on the host
+    forks: list[View]  # of each method
+    active: list[int]  # methods that still have a live row
+    sampled: Tensor  # [R, steps]
+    began: list[int]  # tokens of every row before the first step
+    most: int  # tokens no row exceeds
+
+    def stretch(self) -> None:
+        """From now on every step has the shapes of the last one, as a graph needs them."""
+        for fork in self.forks:
+            fork.stretch(self.most, self.sampled.shape[1])
+
+    def plan(self, done: int) -> None:
+        """Before the step after `done` steps: what the host knows of it."""
+        slots = len(self.began) // len(self.forks)
+        for m, fork in enumerate(self.forks):
+            lens = self.began[m * slots : (m + 1) * slots]
+            fork.plan([min(n + done + 1, self.most) for n in lens])
+
+
+def build(
     model: Model,
     cache: PagedCache,
     rows: Rows,
@@ -59,26 +82,20 @@ def decode(
     longest: int,
     most: int,
     steps: int,
-) -> Tensor:
-    """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
-
-    longest: the largest of rows.lens; most: tokens no row exceeds. A step feeds one token of every
-    row through the model once; each method attends on its own rows. On a card the second step is
-    captured as a CUDA graph and replayed from then on, where model and methods allow it.
-    """
+) -> Loop:
+    """The loop of `decode`, nothing of it run yet. A step feeds one token of every row through the
+    model once; each method attends on its own rows."""
     slots = len(rows.lens) // len(methods)
     forks = views(cache, rows, len(methods), slots, longest)
-    began = rows.lens.tolist()
     device = rows.lens.device
     stop = torch.tensor(model.stop_ids, dtype=torch.int64, device=device)
     everyone = torch.arange(len(rows.lens), device=device)
     clock = torch.zeros(1, dtype=torch.int64, device=device)  # steps done
     last = rows.pending[:, 0].clone()
     sampled = last.new_zeros(len(last), steps)
-    active = list(range(len(methods)))  # methods that still have a live row
+    active = list(range(len(methods)))
 
     def step() -> None:
-        """One token of every row; nothing of it depends on the host."""
         held = rows.pending[:, clock.clamp_max(rows.pending.shape[1] - 1)].squeeze(1)
         token = torch.where(clock < rows.waiting, held, last)
         rows.lens.add_(rows.live)
@@ -110,27 +127,49 @@ def decode(
         rows.live.logical_and_(~(emitted & ended))
         clock.add_(1)
 
+    return Loop(step, forks, active, sampled, rows.lens.tolist(), most)
+
+
+@torch.inference_mode()
+def decode(
+    model: Model,
+    cache: PagedCache,
+    rows: Rows,
+    methods: Sequence[Method],
+    traces: Sequence[Trace],
+    decoding: Decoding,
+    longest: int,
+    most: int,
+    steps: int,
+) -> Tensor:
+    """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
+
+    longest: the largest of rows.lens; most: tokens no row exceeds. On a card the second step is
+    captured as a CUDA graph and replayed from then on, where model and methods allow it.
+    """
+    slots = len(rows.lens) // len(methods)
+    loop = build(model, cache, rows, methods, traces, decoding, longest, most, steps)
+    device = rows.lens.device
     capture = device.type == "cuda" and model.capturable and steps > 2
     capture = capture and all(method.needs.capturable for method in methods)
     if capture:
-        for fork in forks:
-            fork.stretch(most, steps)
-    replay = step
+        loop.stretch()
+    replay = loop.step
     for done in range(steps):
         if done % POLL[device.type] == 0:
             living = rows.live.view(len(methods), slots).any(1).tolist()
             if not any(living):
-                return sampled[:, :done]
+                return loop.sampled[:, :done]
             if not capture:
-                active[:] = [m for m, alive in enumerate(living) if alive]
-        for m, fork in enumerate(forks):
-            if not capture:
+                loop.active[:] = [m for m, alive in enumerate(living) if alive]
+        if not capture:
+            for fork in loop.forks:
                 fork.grow(most)
-            fork.plan([min(n + done + 1, most) for n in began[m * slots : (m + 1) * slots]])
+        loop.plan(done)
         if capture and done == 1:  # the first step has compiled and allocated what is made once
-            replay = graph(step)
+            replay = graph(loop.step)
         replay()
-    return sampled
+    return loop.sampled
 
 
 def graph(step: Callable[[], None]) -> Callable[[], None]:

@@ -1,4 +1,7 @@
-"""The benchmarks. `ruler` is a family of 13 tasks; a task's name is family/task."""
+"""The benchmarks. A module is a family of tasks, named family/task, or one task of its own name.
+
+Each module has TASKS (the tasks' names within it; ("",) for a single one) and make(task, **knobs).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ FAMILIES = {"ruler": ruler}
 
 def names() -> list[str]:
     """Every task."""
-    return [f"{family}/{task}" for family, module in FAMILIES.items() for task in module.TASKS]
+    return [name for family in FAMILIES for name in _members(family)]
+
+
+def _members(family: str) -> list[str]:
+    return [f"{family}/{task}" if task else family for task in FAMILIES[family].TASKS]
 
 
 def expand(name: str) -> list[str]:
     """A task by name, or all tasks of a family."""
     if name in FAMILIES:
-        return [f"{name}/{task}" for task in FAMILIES[name].TASKS]
+        return _members(name)
     if name not in names():
         raise MacbenchError(f"unknown task '{name}': {nearest(name, [*FAMILIES, *names()])}")
     return [name]
