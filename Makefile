@@ -32,11 +32,14 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "make bench times kernels on a CUDA GPU and none was\
 	 found here; make demo and make test need none."; exit 1; }
-	@echo "This version has no kernels to time yet; running the tests that need a GPU."
+	$(PIP) install -q -e '.[gpu]'
 	$(BIN)/pytest -q -m gpu
+	$(BIN)/macbench bench attention preset=hit_curve out=results/bench
+	$(BIN)/macbench plot hit_curve --from results/bench
 
-# The pinned versions where no GPU is found; else, or where one of them cannot be had, any version
-# that pyproject.toml allows. With a GPU, a torch that the machine already has is used.
+# The pinned versions where no GPU is found, and Triton, whose interpreter runs the kernels' tests;
+# else, or where one of them cannot be had, any version that pyproject.toml allows. With a GPU, a
+# torch that the machine already has is used.
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "macbench needs Python 3.11 or newer and found none; install\
 	 it, or name one: make PYTHON=/path/to/python"; exit 1; }
@@ -44,7 +47,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 	  $(PYTHON) -m venv --system-site-packages $(VENV) && $(PIP) install -q -e '.[$(EXTRAS)]'; \
 	else \
-	  $(PYTHON) -m venv $(VENV) && { $(PIP) install -q -c constraints.txt -e '.[$(EXTRAS)]' || { \
+	  $(PYTHON) -m venv $(VENV) && { $(PIP) install -q -c constraints.txt -e '.[$(EXTRAS),interpreter]' || { \
 	    echo "a version of constraints.txt cannot be had here; taking what pyproject.toml allows"; \
 	    $(PIP) install -q -e '.[$(EXTRAS)]'; }; }; \
 	fi

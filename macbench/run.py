@@ -161,7 +161,8 @@ def run_group(
                     engine = make_engine(config, model, group, methods, len(block), totals.backend)
                 requests = [group.requests[i] for i in block]
                 answers = engine.run(requests)
-                if not totals.sharing and len(methods) > 1:
+                on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
+                if not totals.sharing and len(methods) > 1 and on_cpu:
                     totals.sharing = engine.sharing(requests)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):

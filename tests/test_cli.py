@@ -206,7 +206,7 @@ def test_lists_for_reading(capsys):
 
 
 def commands() -> list[str]:
-    return ["run", "list", "show", "plot", "fetch", "env", "demo"]
+    return ["run", "list", "show", "plot", "fetch", "env", "demo", "bench"]
 
 
 @pytest.mark.parametrize("command", commands())

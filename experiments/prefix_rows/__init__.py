@@ -1,0 +1,1 @@
+"""Speed of the prefix-rows kernel against dense prefill attention."""
