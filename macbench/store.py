@@ -410,6 +410,22 @@ class Results:
         self._paths = paths
 
     @cached_property
+    def histograms(self) -> pd.DataFrame:
+        """What was tallied, summed over a cell's samples: cell, name, layer, bin, count, width."""
+        parts = []
+        for cell, path in self._paths.items():
+            kept = set(self.samples.loc[self.samples["cell"] == cell, "index"])
+            rows = [row for row, _ in _read_lines(path / "layers.jsonl") if row["index"] in kept]
+            for name in dict.fromkeys(n for row in rows for n in row.get("histograms", ())):
+                held = [row for row in rows if name in row.get("histograms", ())]
+                counts = sum(np.array(row["histograms"][name]) for row in held)
+                layer, at = np.indices(counts.shape)
+                columns = {"layer": layer.ravel(), "bin": at.ravel(), "count": counts.ravel()}
+                fixed = {"cell": cell, "name": name, "width": held[0]["width"]}
+                parts.append(pd.DataFrame(columns).assign(**fixed))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    @cached_property
     def layers(self) -> pd.DataFrame:
         parts = []
         for cell, path in self._paths.items():

@@ -38,6 +38,7 @@ NEVER = 2**31 - 1
 # Distances this close, as a share of the query's norm, are equal. In layer 0 a repeated token gives
 # the same query up to the rounding of whatever matrix product it was computed in.
 ROUNDING = 1e-5
+DISTANCES = 16  # bins of the match distance, from 0 to the radius
 
 
 @dataclass
@@ -120,6 +121,8 @@ class Mac(Method):
             self.accepted = torch.zeros(rows[:3], dtype=torch.int64, device=device)
             held += [self.lags, self.accepted]
         self.key = torch.zeros(slots, dtype=torch.int64, device=device)
+        radii = [self.radius(layer, d) for layer in range(geometry.layers)]
+        self.radii = torch.tensor(radii, device=device)[:, None, None]
         if self.fast:
             self.kernel = Kernel(self, slots)
         return sum(x.numel() * x.itemsize for x in held) // slots
@@ -302,6 +305,11 @@ class Mac(Method):
         trace.add(layer, "gap", gap.masked_fill(~hit, 0))
         trace.add(layer, "skip", skipped / seen)
         trace.add(layer, "depth", depth)
+        trace.over_steps(layer, view, "hits", hit)
+        bins = gap.clamp_min(1).log2().long()  # 1, 2 to 3, 4 to 7, …
+        trace.tally(layer, view, "gap", bins, self.K.bit_length(), hit)
+        share = distance / self.radii[layer] * DISTANCES
+        trace.tally(layer, view, "distance", share.nan_to_num(0, 0, 0), DISTANCES, hit)
         whole = hit.unflatten(-1, groups).all(-1)
         trace.add(layer, "group_hit", whole, heads="kv")
 

@@ -66,6 +66,7 @@ class Engine:
         self.decoding = decoding or Decoding()
         self.chunk = chunk
         self.longest = max_prompt + max_new
+        self.span = max_hold + max_new  # decode steps at most
         model.prepare(self.longest)
         rows = slots * len(self.methods)
         self.geometry = replace(model.geometry, backend=resolve(backend, model.geometry.device))
@@ -178,7 +179,7 @@ class Engine:
 
     def _trace(self) -> Trace:
         g = self.geometry
-        return Trace(g.layers, self.slots, g.q_heads, g.kv_heads, g.device)
+        return Trace(g.layers, self.slots, g.q_heads, g.kv_heads, g.device, self.span)
 
     def _prefill(self, slot: int, request: Request, length: int) -> tuple[Prompt, torch.Tensor]:
         """Prefill all but the held tokens; the first generated token where nothing is held."""

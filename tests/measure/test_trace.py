@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,6 +15,7 @@ class Rows:
 
     lens: torch.Tensor
     live: torch.Tensor
+    step: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
 
 
 def rows(lens, live=None):
@@ -87,3 +88,26 @@ def test_sums_stay_exact_over_long_contexts():
         t.commit(rows([2**20 + 1, 1]))
     assert t.fetch(0)["kv_tokens"] == [[2.0**30 + 2**10] * 2]
     assert t.fetch(0)["context"] == 2.0**30 + 2**10
+
+
+def test_what_is_tallied_goes_by_bin_and_by_step():
+    t = Trace(2, 2, q_heads=4, kv_heads=2, device=torch.device("cpu"), span=64)
+    assert t.width == 2
+    view = rows([10, 20])
+    view.step = torch.tensor([0, 0])
+    near = torch.tensor([[True, True, False, True], [True, False, False, False]])
+    bins = torch.tensor([[0, 1, 1, 9], [2, 0, 0, 0]])
+    for step in range(3):
+        view.live = torch.tensor([True, step < 2])
+        t.tally(0, view, "gap", bins, 3, near)  # 9 is beyond the last bin
+        t.tally(slice(None), view, "all", bins.expand(2, 2, 4), 3, near.expand(2, 2, 4))
+        t.over_steps(1, view, "hits", near)
+        t.commit(view)
+        view.step = view.step + view.live
+    first, second = t.fetch(0), t.fetch(1)
+    assert first["histograms"]["gap"] == [[3, 3, 3], [0, 0, 0]]
+    assert second["histograms"]["gap"] == [[0, 0, 2], [0, 0, 0]]
+    assert first["histograms"]["all"] == [[3, 3, 3]] * 2
+    assert first["histograms"]["hits"][1][:3] == [6, 3, 0]  # two steps, then the third
+    assert second["histograms"]["hits"][1][:2] == [2, 0] and second["width"] == 2
+    assert sum(map(sum, first["histograms"]["hits"])) == 9
