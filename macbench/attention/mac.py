@@ -122,7 +122,7 @@ class Mac(Method):
             held += [self.lags, self.accepted]
         self.key = torch.zeros(slots, dtype=torch.int64, device=device)
         radii = [self.radius(layer, d) for layer in range(geometry.layers)]
-        self.radii = torch.tensor(radii, device=device)[:, None, None]
+        self.radii = torch.tensor(radii, device=device)  # [layers]
         if self.fast:
             self.kernel = Kernel(self, slots)
         return sum(x.numel() * x.itemsize for x in held) // slots
@@ -308,7 +308,7 @@ class Mac(Method):
         trace.over_steps(layer, view, "hits", hit)
         bins = gap.clamp_min(1).log2().long()  # 1, 2 to 3, 4 to 7, …
         trace.tally(layer, view, "gap", bins, self.K.bit_length(), hit)
-        share = distance / self.radii[layer] * DISTANCES
+        share = distance / self.radii[layer][..., None, None] * DISTANCES
         trace.tally(layer, view, "distance", share.nan_to_num(0, 0, 0), DISTANCES, hit)
         whole = hit.unflatten(-1, groups).all(-1)
         trace.add(layer, "group_hit", whole, heads="kv")
