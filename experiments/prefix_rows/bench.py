@@ -77,6 +77,85 @@ def graphed(call) -> float:
     return timed(graph.replay, per, 15)
 
 
+def compare(n: int, length: int, heads: int, kv: int, d: int, quick: bool, until: float) -> None:
+    """One shape: flash, cudnn and every tiling, a line each."""
+    card = torch.cuda.get_device_properties(0)
+    pages = length // 16
+    k, v = (torch.randn(pages, kv, 16, d, device="cuda").bfloat16() for _ in range(2))
+    q = torch.randn(n, heads, d, device="cuda").bfloat16()
+    position = torch.arange(length - n, length, device="cuda")
+    ends = position + 1 - BAND
+    zero = torch.zeros_like(ends)
+    scale = d**-0.5
+    lying = [x.transpose(0, 1).flatten(1, 2)[None].contiguous() for x in (k, v)]
+    turned = q.transpose(0, 1)[None].contiguous()
+
+    def flash():
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            turned,
+            *lying,
+            0.0,
+            True,
+            scale=scale,
+        )
+
+    def cudnn():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return scaled_dot_product_attention(
+                turned,
+                *lying,
+                scale=scale,
+                enable_gqa=True,
+            )
+
+    def ours(tiling=None, ends=ends):
+        return P.prefix_rows(q, k, v, length, zero, ends, scale, tiling)
+
+    def line(what, ms, pairs, base):
+        speed = 4 * d * pairs / ms / 1e9
+        each = ms * 1e9 / pairs
+        print(
+            f"{n:5} {length:7} {f'{heads}/{kv}':>6} {d:4}  {what:34} {ms:9.4f} "
+            f"{each:8.4f} {speed:8.1f} {base / each if base else 1:8.2f}",
+            flush=True,
+        )
+        return each
+
+    out, lse = ours(ends=position + 1)
+    want = flash()
+    print(
+        f"      differs from flash by {(out - want[0][0].transpose(0, 1)).abs().max():.1e}, "
+        f"lse {(lse - want[1][0].T[:n]).abs().max():.1e} (r = 0)"
+    )
+    causal, mine = int((position + 1).sum()) * heads, int(ends.sum()) * heads
+    base = line("flash, causal", graphed(flash), causal, None)
+    try:
+        line("cudnn, no mask", graphed(cudnn), n * length * heads, base)
+    except Exception as error:  # no such backend
+        torch.cuda.synchronize()
+        print(f"      cudnn: {type(error).__name__} {str(error)[:80]}")
+    plain = P.default_tiling(torch.bfloat16, d)
+    tiles = -(-n * (heads // kv) // plain.rows) * kv
+    slots = card.multi_processor_count * plain.resident
+    splits = P.choose_splits(tiles, -(-length // plain.tokens), slots)
+    line(f"ours, default, splits {splits}", graphed(ours), mine, base)
+    line("ours, default, eager", timed(lambda: [ours() for _ in range(20)], 20, 5), mine, base)
+    if not quick:
+        for other in sorted({1, max(1, splits - 1), splits + 1, 2 * splits} - {splits}):
+            ms = graphed(lambda: ours(replace(plain, splits=other)))
+            line(f"ours, default, splits {other}", ms, mine, base)
+    if quick:
+        return
+    for tiling in VARIANTS[d]:
+        if tiling == plain or time.time() > until:
+            continue
+        name = f"{tiling.rows}x{tiling.tokens} w{tiling.warps} s{tiling.stages} x{tiling.resident}"
+        try:
+            line(f"ours, {name}", graphed(lambda: ours(tiling)), mine, base)
+        except Exception as error:  # a tiling that does not fit
+            print(f"      {name}: {type(error).__name__} {str(error)[:80]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
@@ -91,83 +170,8 @@ def main() -> None:
         f"{'n':>5} {'N':>7} {'Hq/kv':>6} {'d':>4}  {'what':34} {'ms':>9} {'ps/pair':>8} "
         f"{'TFLOP/s':>8} {'vs flash':>8}"
     )
-    for n, length, heads, kv, d in SHAPES:
-        pages = length // 16
-        k, v = (torch.randn(pages, kv, 16, d, device="cuda").bfloat16() for _ in range(2))
-        q = torch.randn(n, heads, d, device="cuda").bfloat16()
-        position = torch.arange(length - n, length, device="cuda")
-        ends = position + 1 - BAND
-        zero = torch.zeros_like(ends)
-        scale = d**-0.5
-        lying = [x.transpose(0, 1).flatten(1, 2)[None].contiguous() for x in (k, v)]
-        turned = q.transpose(0, 1)[None].contiguous()
-
-        def flash():
-            return torch.ops.aten._scaled_dot_product_flash_attention(
-                turned,
-                *lying,
-                0.0,
-                True,
-                scale=scale,  # noqa: B023
-            )
-
-        def cudnn():
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return scaled_dot_product_attention(
-                    turned,
-                    *lying,
-                    scale=scale,
-                    enable_gqa=True,  # noqa: B023
-                )
-
-        def ours(tiling=None, ends=ends):
-            return P.prefix_rows(q, k, v, length, zero, ends, scale, tiling)  # noqa: B023
-
-        def line(what, ms, pairs, base):
-            speed = 4 * d * pairs / ms / 1e9  # noqa: B023
-            each = ms * 1e9 / pairs
-            print(
-                f"{n:5} {length:7} {f'{heads}/{kv}':>6} {d:4}  {what:34} {ms:9.4f} "  # noqa: B023
-                f"{each:8.4f} {speed:8.1f} {base / each if base else 1:8.2f}",
-                flush=True,
-            )
-            return each
-
-        out, lse = ours(ends=position + 1)
-        want = flash()
-        print(
-            f"      differs from flash by {(out - want[0][0].transpose(0, 1)).abs().max():.1e}, "
-            f"lse {(lse - want[1][0].T[:n]).abs().max():.1e} (r = 0)"
-        )
-        causal, mine = int((position + 1).sum()) * heads, int(ends.sum()) * heads
-        base = line("flash, causal", graphed(flash), causal, None)
-        try:
-            line("cudnn, no mask", graphed(cudnn), n * length * heads, base)
-        except Exception as error:  # no such backend
-            torch.cuda.synchronize()
-            print(f"      cudnn: {type(error).__name__} {str(error)[:80]}")
-        plain = P.default_tiling(torch.bfloat16, d)
-        tiles = -(-n * (heads // kv) // plain.rows) * kv
-        slots = card.multi_processor_count * plain.resident
-        splits = P.choose_splits(tiles, -(-length // plain.tokens), slots)
-        line(f"ours, default, splits {splits}", graphed(ours), mine, base)
-        line("ours, default, eager", timed(lambda: [ours() for _ in range(20)], 20, 5), mine, base)
-        if not options.quick:
-            for other in sorted({1, max(1, splits - 1), splits + 1, 2 * splits} - {splits}):
-                ms = graphed(lambda: ours(replace(plain, splits=other)))  # noqa: B023
-                line(f"ours, default, splits {other}", ms, mine, base)
-        if options.quick:
-            continue
-        for tiling in VARIANTS[d]:
-            if tiling == plain or time.time() - began > options.seconds:
-                continue
-            name = (
-                f"{tiling.rows}x{tiling.tokens} w{tiling.warps} s{tiling.stages} x{tiling.resident}"
-            )
-            try:
-                line(f"ours, {name}", graphed(lambda: ours(tiling)), mine, base)  # noqa: B023
-            except Exception as error:  # a tiling that does not fit
-                print(f"      {name}: {type(error).__name__} {str(error)[:80]}")
+    for shape in SHAPES:
+        compare(*shape, options.quick, began + options.seconds)
     print(f"{time.time() - began:.0f} s")
 
 
