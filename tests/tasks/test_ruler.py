@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from macbench import tasks
 from macbench.errors import MacbenchError
-from macbench.tasks.ruler import TASKS
+from macbench.tasks.ruler import TASKS, fwe
 from macbench.tasks.ruler.score import clean, match_all, match_part
 from macbench.tasks.ruler.sentences import sentences
 from macbench.tasks.ruler.words import Pairs
@@ -222,6 +223,69 @@ def test_the_prefix_can_be_left_out():
     assert sample.answer_prefix == ""
 
 
+def test_a_needle_at_either_end_keeps_the_blank_of_the_empty_stretch():
+    needle, ends = "One of the special magic numbers", 0
+    for sample in make("niah_multiquery", limit=20):
+        context = sample.prompt.partition("afterwards.\n")[2].rpartition("\nWhat are all")[0]
+        assert not context.startswith(needle)
+        last = context.rstrip().rpartition(needle)[2]
+        assert not re.fullmatch(r" for [\w-]+ is: \d+\.", last) or context.endswith(" ")
+        ends += context.startswith(f" {needle}") + context.endswith(" ")
+    assert ends  # the case does occur
+
+
+def test_a_shortened_text_of_frequent_words_keeps_its_words():
+    maker = fwe.Maker(4096, 42, None, alpha=2.0, letters=6)
+    draws = [maker.draw(600, 0), maker.draw(500, 0), maker.draw(600, 1)]
+    assert draws[0].answers == draws[1].answers != draws[2].answers
+    assert len(draws[0].prompt) > len(draws[1].prompt)
+
+
+def test_the_example_of_vt_is_as_long_under_any_template():
+    class Long(Words):
+        def encode(self, user, answer_prefix=""):
+            return super().encode(user, answer_prefix) + [""] * 200
+
+    (long,) = tasks.get("ruler/vt").samples(Long(), 4096, 42, 1)
+    (short,) = make("vt", limit=1)
+
+    def example(sample):
+        return sample.prompt[: sample.prompt.rindex("Memorize")].count("The grass is green")
+
+    assert example(long) == example(short) > 5
+
+
+def test_cwe_goes_on_with_the_longer_word_list_where_it_is_there(tmp_path):
+    class Pairs(Words):
+        def count(self, user, answer_prefix=""):
+            return len(user + answer_prefix) // 2
+
+    def sample(words):
+        folder = tmp_path / str(words)
+        if words:
+            folder.mkdir()
+            (folder / "english_words.json").write_text(
+                json.dumps({str(i): f"word{i}" for i in range(words)})
+            )
+        task = tasks.get("ruler/cwe", data=str(folder))
+        return next(task.samples(Pairs(), 260_000, 42, 1))
+
+    with pytest.raises(tasks.LengthUnfit, match="macbench fetch ruler"):
+        sample(0)
+    with pytest.raises(tasks.LengthUnfit, match="1000 words"):
+        sample(1000)
+    found = sample(30_000)
+    assert {*found.references} <= {f"word{i}" for i in range(30_000)}
+    assert 500_000 < len(found.prompt) < 520_000
+
+
+def test_a_row_says_what_its_length_counts():
+    assert tasks.counts("ruler/vt") == "row"
+    for sample in make("qa_1"):
+        assert sample.extra["length_counts"] == "prompt + answer"
+        assert sample.extra["documents"] > 5
+
+
 @pytest.mark.parametrize(
     ("name", "length"), [("cwe", 200_000), ("qa_2", 300), ("vt", 300), ("fwe", 200)]
 )
@@ -259,13 +323,25 @@ def test_pairs_are_the_sorted_list_of_all(adjectives, nouns):
         ["More harm than good.", "[2] Technology helps."],
         ["He waited...", "Nothing came.", "It was ... odd."],
         ["It begins at 9 p.m. on Mondays.", "Chapter 2. is short."],
+        ["It was written in C. But not well.", "Who is J. Bach to a variable x.", "[1] So?"],
+        ["He sets x.", "Then E. B.", "White wrote.", "See p."],
+        ["It was ok. Few cared.", "It is like ... Google.Hackers know."],
     ],
 )
 def test_sentences_end_where_punkt_ends_them(parts):
     assert sentences(" ".join(parts)) == parts
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason="MACBENCH_DATA has no folder ruler")
+def test_the_official_essays_end_their_sentences_where_punkt_does():
+    essays = json.loads((DATA / "PaulGrahamEssays.json").read_text())["text"]
+    words = re.sub(r"\s+", " ", essays).split(" ")[:105_000]  # more than 128K tokens
+    found = hashlib.sha256("\n".join(sentences(" ".join(words))).encode()).hexdigest()
+    assert found[:16] == "73b8694981ca2f7b"  # of nltk's sent_tokenize
+
+
 def test_a_note_mark_begins_a_sentence():
+    assert sentences("See p. 166.[10] There. End") == ["See p.", "166.", "[10] There.", "End"]
     assert sentences("Than good.[2] So it is. End") == ["Than good.", "[2] So it is.", "End"]
 
 
@@ -305,3 +381,33 @@ def test_the_official_sample_comes_out_to_the_byte(name, cl100k):
     assert list(sample.references) == golden["outputs"]
     total = cl100k.count(sample.prompt, sample.answer_prefix) + sample.max_new_tokens
     assert total == golden["length"]
+
+
+# Of prompt with prefix and answers of 12 samples at 4096 tokens, seed 42: from a second program
+# that follows the official scripts line by line. Sample 0 alone would not show a stream that goes
+# astray later.
+TWELVE = {
+    "niah_single_1": "fd8ce6068756364a",
+    "niah_single_2": "c7b26123642ecd88",
+    "niah_single_3": "bab4acc232aa10b3",
+    "niah_multikey_1": "bc408a5ee97568ad",
+    "niah_multikey_2": "e42ed44f0bd608b9",
+    "niah_multikey_3": "495731e166645b31",
+    "niah_multivalue": "3bc8befc0ae6ebb5",
+    "niah_multiquery": "84d15cf7aa7c7390",
+    "vt": "37a49bbae12acd77",
+    "cwe": "b8b4add988e05366",
+    "fwe": "f145675c60f28da3",
+    "qa_1": "d0ea490b19fa2f56",
+    "qa_2": "02be893bf97bf897",
+}
+
+
+@OFFICIAL_DATA
+@pytest.mark.parametrize("name", TASKS)
+def test_later_samples_are_the_official_ones_too(name, cl100k):
+    digest = hashlib.sha256()
+    for sample in tasks.get(f"ruler/{name}", data=str(DATA)).samples(cl100k, 4096, 42, 12):
+        text = [sample.prompt + sample.answer_prefix, list(sample.references)]
+        digest.update(json.dumps(text).encode())
+    assert digest.hexdigest()[:16] == TWELVE[name]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 
 import pytest
@@ -112,55 +108,27 @@ def test_an_empty_essay_is_refused(tmp_path):
         sources.essays(str(tmp_path))
 
 
-# --- fetching -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A web site with the three files, in the place of the real ones."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name in list(sources.REMOTE):
-        content = json.dumps({"text": f"this is {name}"}).encode()
-        (folder / name).write_bytes(content)
-        remote = sources.Remote(
-            f"http://127.0.0.1:{server.server_port}/{name}", hashlib.sha256(content).hexdigest()
-        )
-        monkeypatch.setitem(sources.REMOTE, name, remote)
-    yield folder
-    server.shutdown()
-    server.server_close()
-
-
-def test_fetched_files_are_found(site):
-    said = []
-    folder = sources.fetch_ruler(said.append)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(sources.REMOTE)
-    assert sources.essays(None) == ("this is PaulGrahamEssays.json", "official")
-    (site / "squad.json").unlink()  # a second fetch asks for nothing
-    sources.fetch_ruler(said.append)
-    assert said[-3:] == [f"{name}: there" for name in sources.REMOTE]
-
-
-def test_a_wrong_file_is_not_kept_and_the_others_are_fetched_later(site, tmp_path):
-    right = (site / "hotpotqa.json").read_bytes()
-    (site / "hotpotqa.json").write_bytes(right[:-1])
-    with pytest.raises(MacbenchError, match=r"hotpotqa\.json .* put it at"):
-        sources.fetch_ruler(lambda line: None)
+def test_official_and_embedded_can_be_asked_for(tmp_path):
+    with pytest.raises(MacbenchError, match=r"squad\.json is not in .*`macbench fetch ruler`"):
+        sources.questions("squad", "official")
     folder = tmp_path / "data" / "ruler"
-    assert [path.name for path in folder.iterdir()] == ["squad.json"]
-    (site / "hotpotqa.json").write_bytes(right)
-    sources.fetch_ruler(lambda line: None)
-    assert len(list(folder.iterdir())) == 3
+    folder.mkdir(parents=True)
+    (folder / "PaulGrahamEssays.json").write_text(json.dumps({"text": "from the cache"}))
+    assert sources.essays("official") == ("from the cache", "official")
+    assert sources.essays("embedded")[1] == "embedded"
 
 
-def test_without_network_the_sentence_says_where_to_put_a_copy(monkeypatch, tmp_path):
-    for name in list(sources.REMOTE):
-        monkeypatch.setitem(sources.REMOTE, name, sources.Remote("http://127.0.0.1:9/x", ""))
-    with pytest.raises(MacbenchError) as error:
-        sources.fetch_ruler(lambda line: None)
-    assert "http://127.0.0.1:9/x" in str(error.value)
-    assert str(tmp_path / "data" / "ruler" / "squad.json") in str(error.value)
+def test_the_longer_word_list_is_in_the_order_of_its_file(tmp_path):
+    assert sources.more_words(None) == sources.more_words(str(tmp_path)) == ()
+    path = tmp_path / "english_words.json"
+    path.write_text('{"0": "b", "1": "a"}')
+    assert sources.more_words(str(tmp_path)) == ("b", "a")
+    assert sources.more_words("embedded") == ()
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"0": ""}', '{"0": 3}'])
+def test_a_bad_word_list_is_named(tmp_path, content):
+    path = tmp_path / "english_words.json"
+    path.write_text(content)
+    with pytest.raises(MacbenchError, match=r"english_words\.json has not the expected fields"):
+        sources.more_words(str(tmp_path))

@@ -1,23 +1,23 @@
 """RULER (Hsieh et al., arXiv 2404.06654): 13 synthetic long-context tasks, official arguments.
 
 `length` is prompt + answer: the rendered prompt (chat template and answer prefix) plus the tokens
-the official run generates. The protocol is the one of the scripts, with an answer prefix after the
-generation prompt. Sources and tokenizer being equal, samples follow the official order of random
-draws, and the first official sample of every task comes out to the byte (tested where the official
-sources are). The known differences are
-* essays are split into sentences by rules, not by nltk's punkt model (`sentences.py`): a needle can
-  stand one sentence further;
-* the worked examples of vt and cwe stand inside the user's turn, before the task, where the
-  official scripts format raw strings around the turn (vt) or repeat the chat template (cwe);
-* cwe has no larger word list: it is refused where its words do not fill the length;
+that the official run generates; official lengths are 4K, 8K, 16K, 32K, 64K and 128K, with 500
+samples per task. The protocol is that of the official scripts, with an answer prefix after the
+generation prompt. Where sources and tokenizer are the official ones and there is no chat template,
+the same seed gives the same samples to the byte: random draws come in the official order. The known
+differences are
+* the model's own chat template, where it has one, is counted and put around the task; the worked
+  example of cwe stands inside the user's turn, where the official scripts repeat the template;
+* cwe needs the longer official word list at 128K tokens, and where its 8,166 words do not fill
+  the length is refused without;
 * below 4096 tokens, which the official runs do not have, haystacks change in smaller steps;
-* a draw that cannot fit ends in a sentence, where the official scripts loop.
+* a draw that cannot fit ends in a sentence, where the official scripts loop or crash.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from macbench.errors import MacbenchError
@@ -26,7 +26,9 @@ from macbench.tasks.ruler import cwe, fwe, niah, qa, vt
 from macbench.tasks.ruler.fit import draw_samples
 from macbench.tasks.ruler.score import match_all, match_part
 
-__all__ = ["TASKS", "make"]
+__all__ = ["LENGTH", "TASKS", "make"]
+
+LENGTH = "row"  # prompt and answer together
 
 # kind, arguments, tokens to generate (official synthetic.yaml and constants)
 TASKS: dict[str, tuple[Any, dict[str, Any], int]] = {
@@ -46,12 +48,16 @@ TASKS: dict[str, tuple[Any, dict[str, Any], int]] = {
 }
 
 
+FIRST = {"niah_single_1", "niah_multikey_2", "niah_multikey_3", "qa_1", "qa_2"}
+VERSIONS = {name: 1 if name in FIRST else 2 for name in TASKS}
+
+
 @dataclass(frozen=True)
 class Ruler:
     """One RULER task. prefix: official | none. qa_metric: part (official) | all."""
 
     name: str
-    version: int = field(default=1, init=False)
+    version: int
     prefix: str = "official"
     qa_metric: str = "part"
     data: str | None = None
@@ -78,7 +84,7 @@ class Ruler:
                 max_new_tokens=answer,
                 cluster=draft.cluster or f"{self.name}-{index:04d}",
                 source=maker.source,
-                extra=draft.extra,
+                extra={**draft.extra, "length_counts": "prompt + answer"},
             )
 
     def score(self, sample: Sample, output: str) -> Score:
@@ -93,4 +99,4 @@ def make(task: str, prefix: str = "official", qa_metric: str = "part", data: str
         raise MacbenchError(f"ruler.prefix={prefix}: choose official or none.")
     if qa_metric not in ("part", "all"):
         raise MacbenchError(f"ruler.qa_metric={qa_metric}: choose part or all.")
-    return Ruler(task, prefix, qa_metric, data)
+    return Ruler(task, VERSIONS[task], prefix, qa_metric, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from macbench.tasks import sources
 from macbench.tasks.base import LengthUnfit
 from macbench.tasks.ruler.fit import Count, Draft, search
 from macbench.tasks.ruler.words import word_list
@@ -25,7 +26,7 @@ class Maker:
     def __init__(
         self, length: int, seed: int, data: str | None, common: int, often: int, seldom: int
     ):
-        self.length, self.seed, self.common = length, seed, common
+        self.length, self.seed, self.data, self.common = length, seed, data, common
         self.counts = (often, seldom) if length >= 4096 else (6, 1)
         self.example = (40, 10, 3) if length >= 4096 else (20, 3, 1)  # words, often, seldom
         self.rng = random.Random(seed)
@@ -38,14 +39,16 @@ class Maker:
 
     def units(self, count: Count, room: int) -> int:
         def tokens(words: int) -> int:
+            if words > len(self.words) and not sources.more_words(self.data):
+                return room + 1
             return count(self.draw(words, 0))
 
         high = max(int(self.length // (tokens(PROBE) / PROBE)) * 2, 2 * STEP)
-        most = search(tokens, room, STEP, min(high, len(self.words)))
-        if most == len(self.words):
+        most = search(tokens, room, STEP, high)
+        if most == len(self.words) and not sources.more_words(self.data):
             raise LengthUnfit(
-                f"ruler/cwe cannot fill {self.length} tokens with its {most} words; ask for a "
-                "shorter length."
+                f"ruler/cwe cannot fill {self.length} tokens with its {most} words; get the longer "
+                "list with `macbench fetch ruler`, or ask for a shorter length."
             )
         return most
 
@@ -56,7 +59,10 @@ class Maker:
         return Draft(prompt, prompt.rindex("Question: "), PREFIX, common)
 
     def _instance(self, words: int, often: int, seldom: int) -> tuple[str, list[str]]:
-        drawn = self.rng.sample(self.words, words)
+        pool = self.words if words <= len(self.words) else sources.more_words(self.data)
+        if words > len(pool):
+            raise LengthUnfit(f"ruler/cwe has {len(pool)} words; ask for a shorter length.")
+        drawn = self.rng.sample(pool, words)
         common, rest = drawn[: self.common], drawn[self.common :]
         text = common * often + rest * seldom
         random.Random(self.seed).shuffle(text)

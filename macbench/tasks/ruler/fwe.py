@@ -27,6 +27,7 @@ class Maker:
         self.seed, self.alpha, self.letters = seed, alpha, letters
         self.rng = random.Random(seed)
         self.step = max(1, self.room // 32)
+        self.drawn: tuple[int, list[str]] = -1, []  # the sample being drawn, its vocabulary
         if self.room // 50 < 4:
             raise LengthUnfit(f"ruler/fwe needs more than {length} tokens; ask for at least 256.")
 
@@ -34,30 +35,36 @@ class Maker:
         return self.room // 50
 
     def units(self, count: Count, room: int) -> int:
-        """Words of text; every sizing draw has the same vocabulary, as in the official code."""
-        words = self.room // 6
-        start = self.rng.getstate()
-        while True:
-            self.rng.setstate(start)
-            if count(self.draw(words, 0)) >= room:
-                return words - self.step
+        """Words of text of one vocabulary, which no sample then has."""
+        words, vocabulary = self.room // 6, self._vocabulary()
+        while count(self._write(words, vocabulary)) < room:
             words += self.step
+        return words - self.step
 
     def draw(self, units: int, index: int) -> Draft:
+        """A shorter draw of the same sample keeps its words, as in the official code."""
+        if index != self.drawn[0]:
+            self.drawn = index, self._vocabulary()
+        return self._write(units, self.drawn[1])
+
+    def _vocabulary(self) -> list[str]:
+        """By rank; the most frequent word is the dots that the question says to ignore."""
+        size = self.room // 50
+        words = [self._word() for _ in range(size)]
+        while len(set(words)) < size:
+            words.append(self._word())
+        words = sorted(set(words))
+        random.Random(self.seed).shuffle(words)
+        return ["...", *words[1:]]
+
+    def _write(self, words: int, vocabulary: list[str]) -> Draft:
         from scipy.special import zeta
 
-        size = self.room // 50
-        vocabulary = [self._word() for _ in range(size)]
-        while len(set(vocabulary)) < size:
-            vocabulary.append(self._word())
-        vocabulary = sorted(set(vocabulary))
-        random.Random(self.seed).shuffle(vocabulary)
-        vocabulary[0] = "..."
-        scale = units / float(zeta(self.alpha))
+        scale = float(zeta(self.alpha))
         text = [
             word
             for rank, word in enumerate(vocabulary, 1)
-            for _ in range(int(scale * rank**-self.alpha))
+            for _ in range(int(words * rank**-self.alpha / scale))
         ]
         random.Random(self.seed).shuffle(text)
         prompt = TEMPLATE.format(context=" ".join(text))

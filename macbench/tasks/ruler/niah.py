@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 
 from macbench.tasks import sources
 from macbench.tasks.ruler.fit import Count, Draft, probe_and_search
@@ -94,9 +95,10 @@ class Maker:
         parts = sentences(" ".join((self.words * repeats)[:units]).strip())
         depths = self.rng.sample(DEPTHS, len(needles))
         places = sorted(int(len(parts) * (depth / 100)) for depth in depths)
-        for place, needle in zip(reversed(places), reversed(needles), strict=True):
-            parts.insert(place, needle)
-        return " ".join(parts)
+        # official: an empty stretch (before the first sentence, after the last) keeps its blank
+        cuts = pairwise([0, *places, len(parts)])
+        first, *rest = (" ".join(parts[start:end]) for start, end in cuts)
+        return " ".join([first, *(f"{n} {text}" for n, text in zip(needles, rest, strict=True))])
 
     def _lines(self, units: int, needles: list[str]) -> str:
         if self.haystack == "noise":

@@ -1,7 +1,7 @@
 """Sentence ends, by rules that stand in for nltk's punkt model, which the official haystack uses.
 
-On Paul Graham's essays the rules put 31.4 thousand ends where punkt does and differ at some 50,
-nearly all of them after a single letter.
+In Paul Graham's essays, 31.4 thousand sentences, they differ at five places, none of which is among
+the first 262 thousand words; 128K tokens hold some 100 thousand.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ MARKS = r")\";}\]*:@'({\[!?"
 END = re.compile(rf".*[.?!](?=[{MARKS}]|$)")
 TOKEN = re.compile(r"[^)\";}\]*:@({\[!?]*$")  # what the full stop stands after
 CLOSERS = frozenset("\"')]}")
-INITIALS = re.compile(r"(?:[A-Z]\.)+")
-SHORT = "mr mrs ms dr prof st jr sr vs inc ltd co corp ave sen rep gen col lt ft dept a.m p.m ph.d"
+LETTERS = frozenset("cdefghklmnprstvw")  # letters that punkt has learnt as abbreviations
+SHORT = (
+    "mr mrs ms dr prof st jr sr vs inc ltd co corp ave sen rep gen col lt ft wash ok yr "
+    "u.s u.k u.n u.s.a d.c n.y n.j n.c l.a a.m p.m ph.d m.b.a"
+)
 ABBREVIATIONS = frozenset(SHORT.split())
-FIRST = "he she it they the this that these in if but and so when a an i we you"
+FIRST = "he she it they the this these in if but and so now when which a an i we you"
 STARTERS = frozenset(FIRST.split())  # an abbreviation before one of these, capitalised, ends too
+NAMES = frozenset({"white", "van"})  # words too: punkt ends a sentence before them as well
 
 
 def sentences(text: str) -> list[str]:
@@ -49,8 +53,19 @@ def _ends(word: str, after: str) -> bool:
     found = TOKEN.search(word)
     token = found[0] if found else ""
     stem = token[:-1].lower()
-    if stem in ABBREVIATIONS or INITIALS.fullmatch(token):
-        return after[0].isupper() and after.lower() in STARTERS
-    if stem.endswith(".") or (len(stem) == 1 and stem.isalpha()):
-        return after[0].isupper()
+    inner = END.match(after)
+    if inner and inner.end() < len(after):  # punkt sees the end inside the next word
+        return True
+    capital = after[0].isupper()
+    starts = capital and after.lower().partition("'")[0] in STARTERS
+    if stem in LETTERS:
+        return False
+    if stem in ABBREVIATIONS:
+        return starts
+    if len(stem) == 1 and stem.isalpha():  # a variable, or an initial, which a name follows
+        if not after[0].isalpha():
+            return True
+        return capital if token[0].islower() else starts or after.lower().rstrip(".,") in NAMES
+    if stem.endswith("."):
+        return capital and after.rstrip(",:;").isalpha()
     return not (stem.isdigit() and after[0].islower())

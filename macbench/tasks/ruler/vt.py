@@ -45,18 +45,19 @@ class Maker:
     def units(self, count: Count, room: int) -> int:
         """Sizes the worked example, then the task beside it."""
         names: list[str] = []
+        template = count(Draft("", 0, "", []))  # of the model: the example has none of its own
 
         def example(lines: int) -> int:
             nonlocal names
             names = self._names(3)
             self.example = lines, self._places(lines)
-            return count(_draft(*self.example, names, EXAMPLE_VALUE))
+            return count(_draft(*self.example, names, EXAMPLE_VALUE)) - template
 
         lines = probe_and_search(example, EXAMPLE_TOKENS, EXAMPLE_TOKENS, EXAMPLE_STEP)
         while example(lines) > EXAMPLE_TOKENS and lines > EXAMPLE_STEP:
             lines -= EXAMPLE_STEP
         beside = Draft(self._solved(names, EXAMPLE_VALUE), 0, "", [])
-        taken = count(beside) - count(Draft("", 0, "", []))
+        taken = count(beside) - template
 
         def task(lines: int) -> int:
             return count(self._task(lines))
