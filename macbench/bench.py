@@ -7,13 +7,13 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -31,6 +31,11 @@ from macbench.measure.latency.cases import (
     Reuse,
     Shape,
 )
+
+if TYPE_CHECKING:
+    from macbench.measure.latency.clock import CudaTimer
+    from macbench.measure.latency.floor import Machine
+    from macbench.measure.latency.record import Record
 
 CHOICES = {
     "method": METHODS,
@@ -85,33 +90,12 @@ def attention(words: Sequence[str]) -> int:
     import torch
 
     from macbench.measure.latency import record, run
-    from macbench.measure.latency.clock import CudaTimer
-    from macbench.measure.latency.machine import measure
-    from macbench.progress import Progress
-    from macbench.store import check_writable, environment
 
-    out, say = Path(settings.out).expanduser(), Progress().note
-    check_writable(out)
-    book = record.Record(out, settings.name or "attention")
-    timer = CudaTimer()
-    machine = measure(timer)
-    say(
-        f"{machine.device}: reads {machine.bandwidth / 1e6:.3f} TB/s over "
-        f"{machine.read_bytes / 2**30:.0f} GiB, {machine.launch:.2f} us for an empty graph"
-    )
-    began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    command = shlex.join(["macbench", "bench", "attention", *words])
-    book.describe(
-        {
-            "run": began,
-            "command": command,
-            "environment": environment(),
-            "machine": {field.name: getattr(machine, field.name) for field in fields(machine)},
-        }
-    )
-    options = run.Options(settings.replays, settings.seed, began, record.code())
+    book, say = open_book("attention", settings.out, settings.name)
+    timer, machine, began = begin("attention", words, book, say)
+    how = run.Options(settings.replays, settings.seed, began, record.code())
     device = torch.device("cuda", torch.cuda.current_device())
-    good = run.Bench(book, timer, machine, device, options, say).run(points)
+    good = run.Bench(book, timer, machine, device, how, say).run(points)
     names = {
         point: LAUNCHES if point.method == "mac_launches" else (point.method,) for point in points
     }
@@ -122,6 +106,45 @@ def attention(words: Sequence[str]) -> int:
     print(table(rows))
     print(f"\nRows: {book.path}; how they were made: {book.about}")
     return 0 if good else 1
+
+
+def open_book(
+    what: str, out: str, name: str | None, columns: dict[str, str] | None = None
+) -> tuple[Record, Callable[[str], None]]:
+    """The rows of OUT/NAME.parquet, and what tells the user how far the run is."""
+    from macbench.measure.latency.record import COLUMNS, Record
+    from macbench.progress import Progress
+    from macbench.store import check_writable
+
+    folder = Path(out).expanduser()
+    check_writable(folder)
+    return Record(folder, name or what, columns or COLUMNS), Progress().note
+
+
+def begin(
+    what: str, words: Sequence[str], book: Record, say: Callable[[str], None]
+) -> tuple[CudaTimer, Machine, str]:
+    """Measure the card and note the run in the book: timer, card, when it began."""
+    from macbench.measure.latency.clock import CudaTimer
+    from macbench.measure.latency.machine import measure
+    from macbench.store import environment
+
+    timer = CudaTimer()
+    machine = measure(timer)
+    say(
+        f"{machine.device}: reads {machine.bandwidth / 1e6:.3f} TB/s over "
+        f"{machine.read_bytes / 2**30:.0f} GiB, {machine.launch:.2f} us for an empty graph"
+    )
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    book.describe(
+        {
+            "run": began,
+            "command": shlex.join(["macbench", "bench", what, *words]),
+            "environment": environment(),
+            "machine": {field.name: getattr(machine, field.name) for field in fields(machine)},
+        }
+    )
+    return timer, machine, began
 
 
 def check_machine() -> None:
@@ -142,40 +165,41 @@ def check_machine() -> None:
 
 def configure(words: Sequence[str]) -> tuple[list[Point], Settings]:
     """The points that the words mean, each once; MacbenchError for whatever is wrong with them."""
-    given = _given(words)
-    preset = given.pop("preset", None)
-    base = presets.read("bench", "attention")
-    cases: list[dict[str, Any]] = [{}]
-    if preset is not None:
-        if preset not in _presets():
-            raise MacbenchError(f"unknown preset '{preset}': {nearest(str(preset), _presets())}")
-        over = presets.read("bench", f"attention/{preset}")
-        cases = over.pop("cases", cases)
-        base |= {"name": preset} | over
+    given = read_words(words, lambda key: [*AXES, *SINGLE, *_tiling(key)])
+    base = options("attention", given)
+    cases: list[dict[str, Any]] = base.pop("cases", [{}])
     tiling = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith("tiling.")}
     settings = _settings({key: (base | given)[key] for key in SINGLE})
     if tiling:
         from macbench.kernels.attend import Tiling
 
-        for tiles in _combinations(tiling, list(tiling)):
+        for tiles in combinations(tiling, list(tiling)):
             check_types("tiling.", Tiling, tiles)
     points = [
         point
         for case in cases
-        for values in _combinations(base | case | given, AXES)
-        for tiles in _combinations(tiling, list(tiling))
+        for values in combinations(base | case | given, AXES)
+        for tiles in combinations(tiling, list(tiling))
         for point in [_point(values, tuple(sorted(tiles.items())))]
     ]
     return list(dict.fromkeys(points)), settings
 
 
-def _presets() -> list[str]:
-    folder = files("macbench.conf").joinpath("bench", "attention")
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
+def options(what: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of `bench WHAT`, under the preset that is taken out of `given` if there is one."""
+    values = presets.read("bench", what)
+    preset = given.pop("preset", None)
+    if preset is None:
+        return values
+    folder = files("macbench.conf").joinpath("bench", what)
+    known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
+    if preset not in known:
+        raise MacbenchError(f"unknown preset '{preset}': {nearest(str(preset), known)}")
+    return values | {"name": preset} | presets.read("bench", f"{what}/{preset}")
 
 
-def _given(words: Sequence[str]) -> dict[str, Any]:
-    """Options of the command line; a tiling's field under tiling.<field>."""
+def read_words(words: Sequence[str], options_for: Callable[[str], list[str]]) -> dict[str, Any]:
+    """Options of the command line. options_for(key): the names among which a key must be."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -184,7 +208,7 @@ def _given(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not (equals and key) or key[0] in "+~":
             raise MacbenchError(f"'{word}' is not an option; write key=value, as in batch=[1,16].")
-        known = ["preset", *AXES, *SINGLE, *(_tiling() if key.startswith("tiling") else ())]
+        known = ["preset", *options_for(key)]
         if key not in known:
             raise MacbenchError(f"unknown option '{key}': {nearest(key, known)}")
         try:
@@ -199,7 +223,10 @@ def _given(words: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _tiling() -> list[str]:
+def _tiling(key: str) -> list[str]:
+    """A tiling's fields, where the key is about one."""
+    if not key.startswith("tiling"):
+        return []
     if find_spec("triton") is None:
         raise MacbenchError("tiling.* needs triton and it is not installed; pip install triton.")
     from macbench.kernels.attend import Tiling
@@ -207,7 +234,8 @@ def _tiling() -> list[str]:
     return [f"tiling.{field.name}" for field in fields(Tiling)]
 
 
-def _combinations(values: dict[str, Any], keys: list[str]) -> list[dict[str, Any]]:
+def combinations(values: dict[str, Any], keys: list[str]) -> list[dict[str, Any]]:
+    """One dictionary of these keys for every combination of their values, lists or not."""
     for key in keys:
         if values[key] == []:
             raise MacbenchError(f"{key} is empty; give at least one value.")
@@ -305,33 +333,42 @@ NOTES = (
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Rows for reading, in colours and within the width of the terminal where stdout is one."""
+    """Rows for reading."""
+    from macbench.measure.latency.curve import break_even
+
+    cells = [_cells(row) for _, row in rows.iterrows()]
+    return draw(cells, _HEADER, break_even(rows), NOTES)
+
+
+def draw(
+    cells: list[dict[str, str]], header: Sequence[str], lines: Sequence[str], notes: Sequence[str]
+) -> str:
+    """A table of the columns that are not empty, and lines below it, in colours and within the
+    width of the terminal where stdout is one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from macbench.measure.latency.curve import break_even
-
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 10_000
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=width)
-    cells = [_cells(row) for _, row in rows.iterrows()]
     drawn = Table(box=box.SIMPLE, show_edge=False)
-    used = [name for name in _HEADER if any(cell[name] for cell in cells)]
+    used = [name for name in header if any(cell[name] for cell in cells)]
     for name in used:
-        drawn.add_column(Text(name), justify="left" if name in ("method", "note") else "right")
+        drawn.add_column(Text(name), justify="left" if name in LEFT else "right")
     for cell in cells:
         drawn.add_row(*(Text(cell[name]) for name in used))
     console.print(drawn, "\n")
-    for line in break_even(rows):
+    for line in lines:
         console.print(Text(line))
-    for note in NOTES:
+    for note in notes:
         console.print(Text(note, style="dim"))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
+LEFT = ("model", "method", "note")  # columns of words
 _HEADER = (
     *("layout", "batch", "context", "K", "r", "ring", "lag", "pattern", "hit", "tiling", "method"),
     *("us", "10-90 %", "floor", "x floor", "x cold", "x tc", "x cc", "note"),

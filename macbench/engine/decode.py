@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from macbench.attention.base import Method
+from macbench.engine.audit import Audit
 from macbench.engine.cache import PagedCache
 from macbench.engine.sampling import Decoding, choose
 from macbench.engine.view import View
@@ -82,6 +83,7 @@ def build(
     longest: int,
     most: int,
     steps: int,
+    audit: Audit | None = None,
 ) -> Loop:
     """The loop of `decode`, nothing of it run yet. A step feeds one token of every row through the
     model once; each method attends on its own rows."""
@@ -110,11 +112,14 @@ def build(
                 out = own = q[part, 0]
                 if m in active:  # else what comes out is never used
                     out = methods[m].attend(layer, q_pre[part, 0], own, forks[m], traces[m])
+                    if audit is not None:
+                        audit.compare(layer, own, out, forks[m], traces[m])
                 outs.append(out.to(q.dtype))
             return (outs[0] if len(outs) == 1 else torch.cat(outs))[:, None]
 
         hidden = model.step(token[:, None], position[:, None], rows.regimes, attend)
-        last.copy_(choose(model.logits(hidden[:, 0]), decoding, rows.keys, rows.made))
+        logits = model.logits(hidden[:, 0])
+        last.copy_(choose(logits, decoding, rows.keys, rows.made))
         sampled.index_copy_(1, clock, last[:, None])
         for m in active:
             methods[m].settle(forks[m], traces[m])
@@ -122,6 +127,8 @@ def build(
             trace.commit(fork)
         rows.step.add_(rows.live)
         emitted = rows.live & (clock >= rows.waiting - 1)
+        if audit is not None:
+            audit.count(logits, last, rows.live, emitted)
         rows.made.add_(emitted)
         ended = torch.isin(last, stop) | (rows.made >= rows.limit)
         rows.live.logical_and_(~(emitted & ended))
@@ -141,14 +148,19 @@ def decode(
     longest: int,
     most: int,
     steps: int,
+    audit: Audit | None = None,
+    every: int = 0,
+    pause: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
 
     longest: the largest of rows.lens; most: tokens no row exceeds. On a card the second step is
-    captured as a CUDA graph and replayed from then on, where model and methods allow it.
+    captured as a CUDA graph and replayed from then on, where model and methods allow it; steps that
+    the audit compares run eagerly. After every `every` steps (0: never) `pause` is called with the
+    tokens sampled so far; it may wait for the device and must leave rows and methods alone.
     """
     slots = len(rows.lens) // len(methods)
-    loop = build(model, cache, rows, methods, traces, decoding, longest, most, steps)
+    loop = build(model, cache, rows, methods, traces, decoding, longest, most, steps, audit)
     device = rows.lens.device
     capture = device.type == "cuda" and model.capturable and steps > 2
     capture = capture and all(method.needs.capturable for method in methods)
@@ -162,11 +174,17 @@ def decode(
                 return loop.sampled[:, :done]
             if not capture:
                 loop.active[:] = [m for m, alive in enumerate(living) if alive]
+        if pause is not None and every and done and done % every == 0:
+            pause(loop.sampled[:, :done])
         if not capture:
             for fork in loop.forks:
                 fork.grow(most)
         loop.plan(done)
-        if capture and done == 1:  # the first step has compiled and allocated what is made once
+        if audit is not None and audit.due(done):
+            loop.step()
+            continue
+        # the first step has compiled and allocated what is made once
+        if capture and done and replay is loop.step:
             replay = graph(loop.step)
         replay()
     return loop.sampled

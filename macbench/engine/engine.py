@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from macbench.attention.base import Method, Prompt
+from macbench.engine.audit import Audit
 from macbench.engine.backend import resolve
 from macbench.engine.cache import PagedCache
 from macbench.engine.decode import Rows, decode, views
@@ -30,6 +31,8 @@ class Request:
     key: int  # identifies (task, sample, seed) for everything random
     hold: int = 0  # last prompt tokens decoded through the method instead of prefilled
     question: int | None = None  # token index where the question starts
+    made: int = 0  # of the answer's tokens, those that end `tokens` already
+    steps: int = 0  # decode steps that made them
 
 
 @dataclass
@@ -37,16 +40,20 @@ class Answer:
     """One method's answer to one request."""
 
     tokens: list[int]  # generated, without the stop token
-    stopped: str  # "stop" or "length"
-    reads: dict  # Trace.fetch of the row
+    stopped: str  # "stop", "length", or "" while it grows
+    reads: dict  # Trace.fetch of the row, and Audit.fetch
     prefill_s: float  # of the sample, shared by all methods
     decode_s: float  # of the block, shared by all its rows
+    end: int | None = None  # the stop token
+    resumed: list[int] = field(default_factory=list)  # tokens there were when it was continued
 
 
 class Engine:
     """Memory for `slots` samples and their forks; sized once, used for any number of blocks.
 
-    max_prompt counts whole prompts, max_hold the prompt tokens that are decoded instead.
+    max_prompt counts whole prompts, max_hold the prompt tokens that are decoded instead, max_made
+    the tokens of an answer that end a prompt already (they are among the answer's max_new).
+    audit: every how many steps a method is compared with exact attention, 0 for never.
     resident[m]: bytes method m holds for one sample, on top of the KV cache.
     """
 
@@ -61,8 +68,11 @@ class Engine:
         decoding: Decoding | None = None,
         chunk: int = 4096,
         backend: str = "torch",
+        max_made: int = 0,
+        audit: int = 0,
     ):
         self.model, self.methods, self.slots = model, list(methods), slots
+        self.audit = audit
         self.decoding = decoding or Decoding()
         self.chunk = chunk
         self.longest = max_prompt + max_new
@@ -70,6 +80,7 @@ class Engine:
         model.prepare(self.longest)
         rows = slots * len(self.methods)
         self.geometry = replace(model.geometry, backend=resolve(backend, model.geometry.device))
+        max_prompt += max_made
         self.cache = PagedCache(self.geometry, slots, rows, max_prompt, max_hold + max_new)
         self.resident = [m.allocate(self.geometry, slots, self.longest) for m in self.methods]
         self.keep = max(m.needs.prompt_queries for m in self.methods)
@@ -80,8 +91,16 @@ class Engine:
         return self.cache.bytes + self.slots * sum(self.resident)
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """Answers [method][sample] for exactly `slots` requests."""
+    def run(
+        self,
+        requests: Sequence[Request],
+        every: int = 0,
+        pause: Callable[[list[list[Answer]]], None] | None = None,
+    ) -> list[list[Answer]]:
+        """Answers [method][sample] for exactly `slots` requests.
+
+        pause: called after every `every` decode steps with the answers as far as they are.
+        """
         assert len(requests) == self.slots, "an engine runs full blocks; make one of the right size"
         hold = [min(r.hold, len(r.tokens) - 1) for r in requests]
         lengths = [len(r.tokens) - h for r, h in zip(requests, hold, strict=True)]
@@ -97,7 +116,34 @@ class Engine:
         rows = self._rows(requests, lengths, hold, firsts)
         self._begin(prompts, rows, max(lengths))
         traces = [self._trace() for _ in self.methods]
-        steps = max(h + r.max_new - 1 for r, h in zip(requests, hold, strict=True))
+        audit = Audit(self.audit, len(rows.lens), rows.lens.device) if self.audit else None
+        stop = set(self.model.stop_ids)
+
+        def answer(m: int, slot: int, said: list[int]) -> Answer:
+            """said: what the row sampled, also behind its end."""
+            said = said[max(hold[slot] - 1, 0) :]
+            if not hold[slot]:
+                said = [int(firsts[slot]), *said]
+            tokens = said[: requests[slot].max_new]
+            end = next((i for i, token in enumerate(tokens) if token in stop), None)
+            whole = len(tokens) == requests[slot].max_new
+            audited = audit.fetch(m * self.slots + slot) if audit is not None else {}
+            return Answer(
+                tokens=tokens[:end],
+                stopped="stop" if end is not None else "length" if whole else "",
+                reads=traces[m].fetch(slot) | audited,
+                prefill_s=seconds[slot],
+                decode_s=time.perf_counter() - began,
+                end=None if end is None else tokens[end],
+            )
+
+        def answers(sampled: torch.Tensor) -> list[list[Answer]]:
+            said = iter(sampled.tolist())  # rows are method-major
+            return [
+                [answer(m, slot, next(said)) for slot in range(self.slots)]
+                for m in range(len(self.methods))
+            ]
+
         sampled = decode(
             self.model,
             self.cache,
@@ -107,30 +153,16 @@ class Engine:
             self.decoding,
             max(lengths),
             self.longest,
-            steps,
-        ).tolist()
-        decode_s = time.perf_counter() - began
-        stop = set(self.model.stop_ids)
-        answers: list[list[Answer]] = []
-        for m, method in enumerate(self.methods):
-            answers.append([])
-            for slot, request in enumerate(requests):
-                said = sampled[m * self.slots + slot][max(hold[slot] - 1, 0) :]
-                if not hold[slot]:
-                    said = [int(firsts[slot]), *said]
-                tokens = said[: request.max_new]
-                end = next((i for i, token in enumerate(tokens) if token in stop), None)
-                answers[m].append(
-                    Answer(
-                        tokens=tokens[:end],
-                        stopped="length" if end is None else "stop",
-                        reads=traces[m].fetch(slot),
-                        prefill_s=seconds[slot],
-                        decode_s=decode_s,
-                    )
-                )
+            max(h + r.max_new - 1 for r, h in zip(requests, hold, strict=True)),
+            audit,
+            every,
+            None if pause is None else lambda sampled: pause(answers(sampled)),
+        )
+        said = answers(sampled)
+        for method in self.methods:
+            for slot in range(self.slots):
                 method.end(slot)
-        return answers
+        return said
 
     def sharing(self, requests: Sequence[Request]) -> dict[str, float]:
         """What decoding all methods together saves, measured after `run` on the same requests.
@@ -219,12 +251,12 @@ class Engine:
                 pending[slot, : hold[slot]] = torch.tensor(request.tokens[-hold[slot] :])
             else:
                 pending[slot, 0] = firsts[slot]
-        limit = [r.max_new for r in requests]
-        made = [0 if h else 1 for h in hold]
+        made = [r.made + (0 if h else 1) for r, h in zip(requests, hold, strict=True)]
+        limit = [r.made + r.max_new for r in requests]
         stop = set(self.model.stop_ids)
         live = [
-            bool(h) or (n > 1 and int(f) not in stop)
-            for h, n, f in zip(hold, limit, firsts, strict=True)
+            bool(h) or (r.max_new > 1 and int(f) not in stop)
+            for h, r, f in zip(hold, requests, firsts, strict=True)
         ]
         regimes = [self.model.regime(len(r.tokens) + r.max_new) for r in requests]
 
@@ -235,7 +267,7 @@ class Engine:
         return Rows(
             table=self.cache.table,
             lens=every(lengths),
-            step=every([0] * self.slots),
+            step=every([r.steps for r in requests]),
             live=every(live),
             pending=every(pending),
             waiting=every([max(h, 1) for h in hold]),

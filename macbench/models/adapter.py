@@ -40,7 +40,7 @@ class Model:
 
     `prepare` must be called before the first `forward`. `capturable` says whether `forward` may be
     captured in a CUDA graph. `around`, one of `compiled.AROUND`, says how `step` runs what stands
-    around attention, and may be changed at any time.
+    around attention; where the model is `compilable`, it may be changed at any time.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Model:
         )
         # In other dtypes torch's grouped product loops over experts and reads their sizes back.
         self.capturable = not mixture or self.geometry.dtype == torch.bfloat16
-        on_card = self.geometry.device.type == "cuda" and not mixture
-        self.around = compiled.DEFAULT if on_card else "eager"
-        if on_card:
+        self.compilable = self.geometry.device.type == "cuda" and not mixture
+        self.around = compiled.DEFAULT if self.compilable else "eager"
+        if self.compilable:
             fuse(self)
         self._tables: Tensor | None = None  # [2, regimes, tokens, rotary_dim]
 

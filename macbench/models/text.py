@@ -44,8 +44,12 @@ class Text:
         """Length of `encode` in tokens."""
         return len(self.encode(user, answer_prefix))
 
+    def plain(self, text: str) -> list[int]:
+        """Tokens of a text without template, with what the tokenizer adds to any text."""
+        return self.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated tokens, without special tokens."""
+        """Text of tokens, without special tokens."""
         return self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

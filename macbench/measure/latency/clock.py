@@ -81,6 +81,26 @@ class CudaTimer:
             times += [1000 * begin.elapsed_time(end) for begin, end in events]
         return times
 
+    def steps(
+        self, replay: Replay, before: Callable[[int], None], done: int, count: int
+    ) -> list[float]:
+        """us of `count` replays of a step that goes on from the one before it; before(n), untimed,
+        is what the host does once n steps are done. None of them runs more than once."""
+        times: list[float] = []
+        while len(times) < count:
+            events = []
+            torch.cuda._sleep(SLEEP)
+            for turn in range(len(times), min(len(times) + BURST, count)):
+                before(done + turn)
+                pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                pair[0].record()
+                replay()
+                pair[1].record()
+                events.append(pair)
+            torch.cuda.synchronize()
+            times += [1000 * begin.elapsed_time(end) for begin, end in events]
+        return times
+
     def sensors(self, replays: list[Replay], after: list[Replay]) -> dict[str, float | None]:
         """What nvidia-smi reads under this very load; None where there is none."""
         names = ("sm_mhz", "mem_mhz", "power_w")

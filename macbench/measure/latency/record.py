@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,15 @@ COLUMNS = {
     "run": "string",  # when the process began
     "code": "string",  # of the kernels and of this measurement
 }
-KEY = list(COLUMNS)[: list(COLUMNS).index("us_median")]
+TIME = "us_median"  # the first column that is measured
+
+
+def key_of(columns: Iterable[str]) -> list[str]:
+    """The columns before the first measured one are a row's identity."""
+    return list(takewhile(lambda name: name != TIME, columns))
+
+
+KEY = key_of(COLUMNS)
 
 Row = dict[str, Any]
 
@@ -100,34 +109,35 @@ def code() -> str:
 
 
 class Record:
-    """The rows of one file."""
+    """The rows of one file. columns: its own ones and their types, `TIME` after the identity."""
 
-    def __init__(self, out: Path, name: str):
+    def __init__(self, out: Path, name: str, columns: dict[str, str] = COLUMNS):
+        self.columns, self.key = columns, key_of(columns)
         self.path = out / f"{name}.parquet"
         self.about = out / f"{name}.json"
         self.rows: dict[tuple, Row] = {}
         if self.path.exists():
-            for found in read(self.path).astype(object).to_dict("records"):
+            for found in read(self.path, columns).astype(object).to_dict("records"):
                 row = {str(k): None if pd.isna(value) else value for k, value in found.items()}
-                self.rows[_key(row)] = row
+                self.rows[self._key(row)] = row
 
     def has(self, key: Row, device: str, code: str) -> bool:
         """Whether this card and version gave a good row of this identity."""
-        row = self.rows.get(_key(key))
+        row = self.rows.get(self._key(key))
         return bool(row and row["ok"] and row["device"] == device and row["code"] == code)
 
     def add(self, row: Row) -> None:
         """Keep a row, in place of an older one of its identity, and write the file."""
-        row = dict.fromkeys(COLUMNS) | row
-        self.rows[_key(row)] = row
+        row = dict.fromkeys(self.columns) | row
+        self.rows[self._key(row)] = row
         temporary = self.path.with_suffix(".tmp")
-        frame(self.rows.values()).to_parquet(temporary, index=False)
+        frame(self.rows.values(), self.columns).to_parquet(temporary, index=False)
         os.replace(temporary, self.path)
 
     def find(self, keys: Iterable[Row]) -> pd.DataFrame:
         """The rows of these identities, as far as there are any."""
-        found = (self.rows.get(_key(key)) for key in keys)
-        return frame(row for row in found if row)
+        found = (self.rows.get(self._key(key)) for key in keys)
+        return frame((row for row in found if row), self.columns)
 
     def describe(self, run: Row) -> None:
         """Add how a run was made: command, environment, card."""
@@ -136,22 +146,21 @@ class Record:
         temporary.write_text(json.dumps([*runs, run], indent=1) + "\n", "utf-8")
         os.replace(temporary, self.about)
 
+    def _key(self, row: Row) -> tuple:
+        return tuple(row[name] for name in self.key)
 
-def _key(row: Row) -> tuple:
-    return tuple(row[name] for name in KEY)
 
-
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
+def frame(rows: Iterable[Row], columns: dict[str, str] = COLUMNS) -> pd.DataFrame:
     """Rows as a table with every column and its type."""
-    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
+    return pd.DataFrame(list(rows), columns=list(columns)).astype(columns)
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path, columns: dict[str, str] = COLUMNS) -> pd.DataFrame:
     """A file of rows; MacbenchError where it is not one."""
     try:
         found = pd.read_parquet(path)
-        found[[*KEY, "us_median", "ok", "run"]]  # without these it is something else
-        return found.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+        found[[*key_of(columns), TIME, "ok", "run"]]  # without these it is something else
+        return found.reindex(columns=list(columns)).astype(columns)
     except (OSError, ValueError, KeyError) as error:
         raise MacbenchError(
             f"{path} is not a file of latency rows; move it away or choose another out=."

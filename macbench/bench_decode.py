@@ -1,0 +1,422 @@
+"""`macbench bench decode`: from words to decodes of whole models, and the table of their times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from macbench import config, presets
+from macbench.bench import (
+    begin,
+    check_machine,
+    combinations,
+    draw,
+    open_book,
+    options,
+    read_words,
+)
+from macbench.checks import check_types
+from macbench.errors import MacbenchError, nearest
+
+if TYPE_CHECKING:
+    from macbench.measure.latency.floor import Machine
+    from macbench.models import Model
+    from macbench.time_decode import Timed, Timer
+
+# column: its type; all before `us_median` are the row's identity
+COLUMNS = {
+    "model": "string",
+    "dtype": "string",
+    "length": "Int64",  # tokens of a row after the last timed step
+    "batch": "Int64",  # rows of each method
+    "method": "string",  # with the knobs that vary; `mixed`: all of the run as one batch
+    "around": "string",  # eager, compiled, tuned: what stands around attention
+    "fused": "boolean",  # q, k and v weights as one matrix
+    "backend": "string",
+    "kv": "string",  # random: the prompts' keys and values are normal values, nothing is prefilled
+    "seed": "Int64",
+    "us_median": "float64",  # of a step: one token of every row
+    "us_p10": "float64",
+    "us_p90": "float64",
+    "n": "Int64",  # timed steps
+    "rows": "Int64",
+    "tokens_s": "float64",  # of all rows together
+    "rest_us": "float64",  # median of the same step where attention gives its query back
+    "attention_us": "float64",  # the difference
+    "attention_share": "float64",
+    "weight_bytes": "Int64",  # of weights read in a step, once for all rows
+    "cache_bytes": "Int64",  # of K and V read in a step, as the methods count them
+    "meta_bytes": "Int64",  # of rings, page bounds and the like
+    "floor_us": "float64",  # these bytes / read bandwidth
+    "over_floor": "float64",  # time / floor
+    "rest_over_floor": "float64",  # rest / (weights / read bandwidth)
+    "hit": "float64",  # MAC's share of (row, layer, head, step) that reused
+    "hits": "string",  # measured: as they came, from the model's own queries over random prompts
+    "alone_us": "float64",  # of a mixed batch: sum over its methods of each one's own step
+    "vs_alone": "float64",  # that / this time; above 1: the mixed batch is faster
+    "peer": "string",  # how transformers ran the same step
+    "peer_us": "float64",
+    "vs_peer": "float64",  # its time / this time; above 1: faster than transformers
+    "weights": "string",  # identity of the model's weights
+    "bandwidth_gbs": "float64",  # of the best plain read in this run
+    "device": "string",
+    "ok": "boolean",  # the step agrees with the modules as they are
+    "error": "float64",  # largest relative error of a hidden state
+    "note": "string",
+    "run": "string",  # when the process began
+}
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Values:
+    """One decode's options as they are typed; the methods are apart."""
+
+    model: str
+    dtype: Literal["bfloat16", "float16", "float32"]
+    length: int | str
+    batch: int
+    around: Literal["eager", "compiled", "tuned"]
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a whole run."""
+
+    backend: Literal["auto", "torch", "triton", "flashinfer"]
+    mixed: bool
+    rest: bool
+    peer: Literal["none", "transformers"]
+    replays: int
+    seed: int
+    out: str
+    name: str | None
+
+
+AXES = [field.name for field in fields(Values)]
+SINGLE = [field.name for field in fields(Settings)]
+LEAST = {"batch": 1, "replays": 3, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for: all methods on every combination of values."""
+
+    values: list[Values]  # lengths as numbers
+    methods: list[config.MethodSpec]
+    settings: Settings
+
+
+def decode(words: Sequence[str]) -> int:
+    """Time the engine's decode step of whole models. Exit code 1 where a gate was red."""
+    plan = configure(words)
+    check_machine()
+    book, say = open_book("decode", plan.settings.out, plan.settings.name, COLUMNS)
+    timer, machine, began = begin("decode", words, book, say)
+    rows: dict[tuple, dict[str, Any]] = {}
+    for row in measure(plan, timer, machine, say):
+        row |= {"run": began}
+        book.add(row)
+        rows[tuple(row[key] for key in book.key)] = row
+        say(_line(row))
+    print(table(book.find(rows.values())))
+    print(f"\nRows: {book.path}; how they were made: {book.about}")
+    return 0 if all(row["ok"] for row in rows.values()) else 1
+
+
+# -- from words to a plan ------------------------------------------------------------------------
+
+
+def configure(words: Sequence[str]) -> Plan:
+    """What the words mean; MacbenchError for whatever is wrong with them."""
+    knobs = {
+        f"{name}.{knob}" for name in presets.methods() for knob in presets.read("method", name)
+    }
+    given = read_words(
+        words, lambda key: [*AXES, "method", *SINGLE, *(knobs if "." in key else ())]
+    )
+    typed = {key: given.pop(key) for key in list(given) if "." in key}
+    base = options("decode", given) | given
+    values = [_values(each) for each in combinations(base, AXES)]
+    settings = {key: base[key] for key in SINGLE}
+    check_types("", Settings, settings)
+    _check_least(settings)
+    plan = Plan(list(dict.fromkeys(values)), _methods(base, typed), Settings(**settings))
+    if plan.settings.mixed and len(plan.methods) < 2:
+        raise MacbenchError("mixed=true needs at least two methods, as in method=[full,mac].")
+    return plan
+
+
+def _values(values: dict[str, Any]) -> Values:
+    check_types("", Values, values)
+    _check_least(values)
+    if values["model"] not in presets.models():
+        model = values["model"]
+        raise MacbenchError(f"unknown model '{model}': {nearest(model, presets.models())}")
+    return Values(**values | {"length": config.tokens(values["length"])})
+
+
+def _check_least(values: dict[str, Any]) -> None:
+    for key, least in LEAST.items():
+        if key in values and values[key] < least:
+            raise MacbenchError(f"{key}={values[key]} must be at least {least}.")
+
+
+def _methods(base: dict[str, Any], typed: dict[str, Any]) -> list[config.MethodSpec]:
+    """The cells of `method=` as `macbench run` makes them; a preset holds knobs by method."""
+    asked = base["method"] if isinstance(base["method"], list) else [base["method"]]
+    knobs = {
+        f"{name}.{knob}": base[name][knob]
+        for name in presets.methods()
+        for knob in base.get(name, {})
+    }
+    families = [str(name).partition("/")[0] for name in asked]
+    knobs = {key: knobs[key] for key in knobs if key.partition(".")[0] in families} | typed
+    values: dict[str, Any] = {"methods": asked}
+    for name in presets.methods():
+        values[name] = presets.read("method", name)
+    for key, value in knobs.items():
+        name, _, knob = key.partition(".")
+        values[name] = values[name] | {knob: value}
+    return config._cells(values, set(knobs))
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def measure(
+    plan: Plan,
+    timer: Timer,
+    machine: Machine,
+    say: Callable[[str], None],
+    capture: Callable | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are made; a row comes again with what transformers took, once that is known."""
+    from macbench.models import Source, load
+    from macbench.time_decode import release
+
+    for name, dtype in dict.fromkeys((v.model, v.dtype) for v in plan.values):
+        say(f"{name}: loading")
+        model = load(Source(**presets.read("model", name) | {"dtype": dtype}))
+        model.stop_ids = ()  # every row decodes to the end of the timing
+        mine = [v for v in plan.values if (v.model, v.dtype) == (name, dtype)]
+        rows = []
+        for values in mine:
+            for row in _decodes(plan, values, model, timer, machine, say, capture):
+                rows.append(row)
+                yield row
+        if plan.settings.peer == "transformers":
+            yield from _beside_peer(plan, mine, rows, model, timer, say)
+        device = model.geometry.device
+        del model
+        release(device)
+
+
+def _decodes(
+    plan: Plan,
+    values: Values,
+    model: Model,
+    timer: Timer,
+    machine: Machine,
+    say: Callable[[str], None],
+    capture: Callable | None,
+) -> Iterator[dict[str, Any]]:
+    """Every method alone, then all of them as one batch."""
+    import torch
+
+    from macbench.attention import create
+    from macbench.models.adapter import fuse
+    from macbench.time_decode import Case, release
+
+    settings = plan.settings
+    assert isinstance(values.length, int)
+    case = Case(values.length, values.batch, settings.replays, settings.seed, settings.backend)
+    if case.prompt < 1:
+        raise MacbenchError(
+            f"length={case.length} is too short for {case.steps} steps (replays and warm-up)."
+        )
+    around = values.around if model.compilable else "eager"
+    model.around = around
+    fuse(model, values.fused)
+    groups = [(spec.label, [spec]) for spec in plan.methods]
+    if settings.mixed:
+        groups.append((MIXED, plan.methods))
+    alone: list[float] = []
+    for label, specs in groups:
+        row = identity(values, around, label, settings)
+        methods = [create(spec.name, spec.knobs) for spec in specs]
+        try:
+            row |= _one(model, case, methods, timer, machine, settings.rest, capture)
+        except torch.OutOfMemoryError:
+            say(f"{_title(row)}: skipped, it does not fit in the GPU's memory.")
+            continue
+        finally:
+            release(model.geometry.device)
+        row |= {"weights": model.weights, "device": machine.device}
+        row |= {"bandwidth_gbs": machine.bandwidth / 1000}
+        if label == MIXED:
+            if row["ok"] and len(alone) == len(plan.methods):
+                row |= {"alone_us": sum(alone), "vs_alone": sum(alone) / row["us_median"]}
+        elif row["ok"]:
+            alone.append(row["us_median"])
+        yield row
+
+
+def identity(values: Values, around: str, method: str, settings: Settings) -> dict[str, Any]:
+    """The columns before `us_median`."""
+    return {
+        "model": values.model,
+        "dtype": values.dtype,
+        "length": values.length,
+        "batch": values.batch,
+        "method": method,
+        "around": around,
+        "fused": values.fused,
+        "backend": settings.backend,
+        "kv": "random",
+        "seed": settings.seed,
+    }
+
+
+def _one(
+    model: Model,
+    case: Any,
+    methods: list,
+    timer: Timer,
+    machine: Machine,
+    rest: bool,
+    capture: Callable | None,
+) -> dict[str, Any]:
+    """The measured columns of one batch; a row that is wrong holds no time."""
+    from macbench import time_decode as td
+
+    capture = capture or td.graph
+    bed = td.make_bed(model, case, len(methods))
+    error = td.disagreement(bed)
+    row: dict[str, Any] = {"rows": bed.rows, "error": error, "ok": td.close(model, error)}
+    if not row["ok"]:
+        return row | {"note": "the step and the modules as they are disagree"}
+    timed = td.time_step(bed, methods, timer, capture)
+    row |= td.spread(timed.times) | {"n": len(timed.times)}
+    row |= _against_floor(row["us_median"], model, timed, machine)
+    row |= {"tokens_s": 1e6 * bed.rows / row["us_median"], "hit": td.hit_rate(timed.traces)}
+    row |= {"hits": None if row["hit"] is None else "measured"}
+    del timed
+    if rest:
+        td.release(model.geometry.device)
+        passing: list = [td.PassThrough() for _ in methods]
+        left = td.spread(td.time_step(bed, passing, timer, capture).times)["us_median"]
+        attention = row["us_median"] - left
+        row |= {"rest_us": left, "attention_us": attention}
+        row |= {"attention_share": attention / row["us_median"]}
+        row |= {"rest_over_floor": left * machine.bandwidth / row["weight_bytes"]}
+    return row
+
+
+def _against_floor(time: float, model: Model, timed: Timed, machine: Machine) -> dict[str, Any]:
+    from macbench import time_decode as td
+
+    weights = td.weight_bytes(model)
+    cache, meta = td.read_bytes(timed.traces, model.geometry)
+    floor = (weights + cache + meta) / machine.bandwidth
+    return {
+        "weight_bytes": weights,
+        "cache_bytes": round(cache),
+        "meta_bytes": round(meta),
+        "floor_us": floor,
+        "over_floor": time / floor,
+    }
+
+
+def _beside_peer(
+    plan: Plan,
+    values: list[Values],
+    rows: list[dict[str, Any]],
+    model: Model,
+    timer: Timer,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """The same rows with what transformers took for that length and batch."""
+    from macbench.time_decode import release
+    from macbench.time_peer import time_peer
+
+    for length, batch in dict.fromkeys((v.length, v.batch) for v in values):
+        mine = [r for r in rows if (r["length"], r["batch"]) == (length, batch)]
+        mine = [row for row in mine if row["ok"] and row["method"] != MIXED]
+        if not mine:
+            continue
+        assert isinstance(length, int)
+        found = time_peer(model, length, batch, plan.settings.replays, timer, say)
+        release(model.geometry.device)
+        if found:
+            about, times = found
+            took = sorted(times)[len(times) // 2]
+            for row in mine:
+                yield row | {"peer": about, "peer_us": took, "vs_peer": took / row["us_median"]}
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+NOTES = (
+    "ms: median of n captured steps (10th to 90th percentile); a step is one token of every row.",
+    "rest: the same step where attention only gives its query back; attention: the difference.",
+    "floor: bytes of weights (once), K, V and metadata that the step reads / read bandwidth of "
+    "this run.",
+    "Prompts are random keys and values, nothing is prefilled; hit is what MAC then did.",
+)
+_HEADER = (
+    *("model", "length", "batch", "method", "around", "fused", "ms", "10-90 %", "tokens/s", "rest"),
+    *("x weights", "attention", "share", "floor", "x floor", "hit", "alone", "x alone", "peer"),
+    *("x peer", "note"),
+)
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Rows for reading."""
+    cells = [_cells(row) for _, row in rows.iterrows()]
+    peers = sorted({str(peer) for peer in rows["peer"].dropna()})
+    lines = [f"peer: transformers, {peer}" for peer in peers]
+    return draw(cells, _HEADER, lines, NOTES)
+
+
+def _cells(row: pd.Series) -> dict[str, str]:
+    def number(key: str, form: str = ".2f", unit: float = 1) -> str:
+        return "" if pd.isna(row[key]) else format(row[key] / unit, form)
+
+    def ms(key: str) -> str:
+        return number(key, ".3f", 1000)
+
+    cells = {key: str(row[key]) for key in ("model", "length", "batch", "method", "around")}
+    cells |= {"fused": "yes" if row["fused"] else "no", "ms": ms("us_median")}
+    cells["10-90 %"] = f"{ms('us_p10')} to {ms('us_p90')}" if cells["ms"] else ""
+    cells |= {"tokens/s": number("tokens_s", ".0f"), "rest": ms("rest_us")}
+    cells |= {"x weights": number("rest_over_floor"), "attention": ms("attention_us")}
+    cells |= {"share": number("attention_share"), "floor": ms("floor_us")}
+    cells |= {"x floor": number("over_floor"), "hit": number("hit")}
+    cells |= {"alone": ms("alone_us"), "x alone": number("vs_alone")}
+    cells |= {"peer": ms("peer_us"), "x peer": number("vs_peer")}
+    cells["note"] = "" if row["ok"] else f"FAILED: {row['note']}"
+    return cells
+
+
+def _title(row: dict[str, Any]) -> str:
+    words = [row["model"], f"length {row['length']} batch {row['batch']}", row["method"]]
+    return " ".join([*words, row["around"], "" if row["fused"] else "not fused"]).strip()
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as it is told while the run goes on."""
+    if not row["ok"]:
+        return f"{_title(row)}: FAILED, {row['note']} (error {row['error']:.2g})"
+    line = f"{_title(row)}: {row['us_median'] / 1000:.3f} ms, {row['over_floor']:.2f} x floor"
+    if row.get("rest_us"):
+        line += f", {row['rest_us'] / 1000:.3f} ms without attention"
+    if row.get("vs_alone"):
+        line += f", {row['vs_alone']:.2f} x as fast as each method alone"
+    if row.get("vs_peer"):
+        line += f", {row['vs_peer']:.2f} x as fast as transformers"
+    return line
