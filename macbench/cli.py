@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     """Every command, with an example that works as pasted."""
+    from macbench.fetch.table import NAMES
+
     top = Parser(
         prog="macbench",
         description="Long-context quality of KV-cache methods at matched budgets.",
@@ -80,20 +82,35 @@ def parser() -> Parser:
     add = command(
         "bench",
         bench,
-        "Time attention on a GPU, beside its floor and FlashInfer; the same command continues.",
-        "macbench bench attention preset=hit_curve batch=1 'hit=[0,0.9,1]' out=results/local/bench",
-        _bench_options(),
+        "Time attention or a whole model's decode step on a GPU, beside its floor and rivals.",
+        "macbench bench attention preset=hit_curve batch=1 'hit=[0,0.9,1]' out=results/local/bench"
+        "\n  macbench bench decode preset=mixed out=results/local/bench",
+        _bench_options("attention") + _bench_options("decode"),
     )
-    add.add_argument("what", choices=("attention",))
+    add.add_argument("what", choices=("attention", "decode"))
     add.add_argument("options", nargs="*", metavar="key=value")
 
     add = command("list", list_, "What there is to run.", "macbench list methods --json")
     add.add_argument("what", choices=("models", "tasks", "methods"))
     add.add_argument("--json", action="store_true", help="as JSON")
 
+    add = command(
+        "score",
+        score,
+        "Judge stored LongGenBench answers again; generates nothing, the same command continues.",
+        "macbench score results/local/run judge=local judge_model=smollm2",
+        "\noptions: judge=keyword|local|openai judge_model=NAME judge_url=ADDRESS/v1\n"
+        "judge=openai reads its key from OPENAI_API_KEY",
+    )
+    add.add_argument("dir", type=Path, metavar="DIR")
+    add.add_argument("options", nargs="*", metavar="key=value")
+
     add = command("show", show, "The table of a results folder.", "macbench show results/demo")
     add.add_argument("dir", type=Path, metavar="DIR")
     add.add_argument("--format", choices=("md", "csv", "latex"), help="default: for reading")
+    add.add_argument(
+        "--averages", action="store_true", help="RULER's own: over its 13 tasks and its lengths"
+    )
 
     add = command(
         "plot",
@@ -105,8 +122,14 @@ def parser() -> Parser:
     add.add_argument("--from", dest="dir", type=Path, required=True, metavar="DIR")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: the folder itself")
 
-    add = command("fetch", fetch, "Get data or the embedded model.", "macbench fetch smollm2")
-    add.add_argument("what", choices=("ruler", "smollm2"))
+    add = command(
+        "fetch",
+        fetch,
+        "Get a benchmark's data or the embedded model; the same command continues.",
+        "macbench fetch ruler\n  macbench fetch --list",
+    )
+    add.add_argument("what", nargs="?", choices=NAMES)
+    add.add_argument("--list", action="store_true", help="what is there and what is missing")
 
     command("env", env, "Versions and hardware, for a report.", "macbench env")
 
@@ -140,26 +163,33 @@ def _options() -> str:
     )
 
 
-def _bench_options() -> str:
-    """The options of `bench attention` with their defaults: its YAML without the first lines."""
+def _bench_options(what: str) -> str:
+    """The options of `bench WHAT` with their defaults: its YAML without the first lines."""
     from importlib.resources import files
 
     folder = files("macbench.conf").joinpath("bench")
-    lines = folder.joinpath("attention.yaml").read_text("utf-8").splitlines()
-    presets = sorted(
-        file.name.removesuffix(".yaml") for file in folder.joinpath("attention").iterdir()
-    )
+    lines = folder.joinpath(f"{what}.yaml").read_text("utf-8").splitlines()
+    presets = sorted(file.name.removesuffix(".yaml") for file in folder.joinpath(what).iterdir())
+    more = {
+        "attention": "tiling.FIELD=value changes what the kernels choose, such as "
+        "tiling.programs=[264,396]; the same command continues",
+        "decode": "a method's own options: `macbench list methods`, as in mac.tau=[0.45,0.6]",
+    }
     return "\n".join(
         [
-            "\noptions and defaults (key=value, or a list key=[a,b]):",
+            f"\noptions of {what} and defaults (key=value, or a list key=[a,b]):",
             *(f"  {line}".rstrip() for line in lines if not line.startswith("#")),
             f"\npreset=NAME puts others in their place: {', '.join(presets)}",
-            "tiling.FIELD=value changes what the kernels choose, such as tiling.programs=[264,396]",
+            f"{more[what]}\n",
         ]
     )
 
 
 def bench(args: argparse.Namespace) -> int:
+    if args.what == "decode":
+        from macbench.bench_decode import decode
+
+        return decode(args.options)
     from macbench.bench import attention
 
     return attention(args.options)
@@ -232,10 +262,25 @@ def _methods() -> list[dict[str, Any]]:
     return rows
 
 
-def show(args: argparse.Namespace) -> None:
+def score(args: argparse.Namespace) -> None:
     from macbench import report, store
+    from macbench import score as scoring
+    from macbench.progress import Progress
 
-    print(report.table(store.read(_results(args.dir)), args.format or "text"))
+    asked = scoring.read_options(args.options)
+    progress = Progress()
+    try:
+        scoring.score(_results(args.dir), asked, progress)
+    finally:
+        progress.stop()
+    print(report.table(store.read(args.dir), "text"))
+
+
+def show(args: argparse.Namespace) -> None:
+    from macbench import averages, report, store
+
+    table = averages.table if args.averages else report.table
+    print(table(store.read(_results(args.dir)), args.format or "text"))
 
 
 def plot(args: argparse.Namespace) -> None:
@@ -255,16 +300,18 @@ def _results(folder: Path) -> Path:
 
 
 def fetch(args: argparse.Namespace) -> None:
-    from macbench.progress import Progress
+    from macbench import fetch as fetching
+    from macbench.fetch.meter import Meter
 
-    if args.what == "smollm2":
-        from macbench.models.smollm2 import fetch_smollm2
-
-        print(fetch_smollm2())
-    else:
-        from macbench.tasks.sources import fetch_ruler
-
-        print(fetch_ruler(Progress().note))
+    if args.list:
+        for row in fetching.listing():
+            if args.what in (None, row["name"]):
+                print(f"{row['name']}/{row['file']}  {row['about']} ({row['size']})")
+                print(f"    from {row['url']}\n    licence: {row['licence']}\n    {row['state']}")
+        return
+    if args.what is None:
+        raise MacbenchError(f"say what to fetch: {', '.join(fetching.NAMES)}; or --list.")
+    print(fetching.fetch(args.what, Meter()))
 
 
 def env(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from macbench import overrides, presets
 from macbench.checks import check_types, show
 from macbench.errors import MacbenchError, nearest
 
-LEAST = {"limit": 1, "block": 1, "max_new": 1, "seed": 0}
+LEAST = {"limit": 1, "block": 1, "max_new": 1, "seed": 0, "checkpoint": 0, "audit": 0}
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,19 @@ class RunConfig:
     model: dict[str, Any]  # the fields of macbench.models.Source
     tasks: list[str]
     task_knobs: dict[str, dict[str, Any]]  # of each task
-    lengths: list[int]  # tokens, prompt and answer together
+    lengths: list[int]  # tokens; each task says of what
     cells: list[MethodSpec]
     limit: int
     seed: int
     hold: Literal[0, 1, "question"]
     max_new: int | None
     block: int
+    checkpoint: int
+    audit: int
     unreachable: Literal["refuse", "floor"]
     backend: Literal["auto", "torch", "triton", "flashinfer"]
     out: Path
-    decoding: dict[str, Any]  # the fields of macbench.engine.sampling.Decoding
+    decoding: dict[str, Any]  # the fields of macbench.engine.sampling.Decoding; None: the task's
 
 
 def configure(words: Sequence[str]) -> RunConfig:
@@ -62,20 +64,30 @@ def build(values: dict[str, Any], given: set[str]) -> RunConfig:
         model=_model(values["model"], given),
         tasks=tasks,
         task_knobs=task_knobs,
-        lengths=[tokens(length) for length in _list("length", values["length"])],
+        lengths=_lengths(values, given, task_knobs),
         cells=_cells(values, given),
         decoding=_decoding(values["decoding"]),
         out=_folder(values["out"]),
-        **{
-            key: values[key]
-            for key in ("limit", "seed", "hold", "max_new", "block", "unreachable", "backend")
-        },
+        **{key: values[key] for key in (*LEAST, "hold", "unreachable", "backend")},
     )
     check_types("", RunConfig, {f.name: getattr(config, f.name) for f in fields(config)})
     for key, least in LEAST.items():
         if values[key] is not None and values[key] < least:
             raise MacbenchError(f"{key}={values[key]} must be at least {least}.")
     return config
+
+
+def _lengths(values: dict[str, Any], given: set[str], knobs: dict[str, dict]) -> list[int]:
+    """As given, else the tasks' own; tasks of different ones cannot share a run without."""
+    from macbench import tasks
+
+    if "length" in given:
+        return [tokens(length) for length in _list("length", values["length"])]
+    own = {name: tasks.published_length(name, knobs[name]) or values["length"] for name in knobs}
+    if len({*own.values()}) > 1:
+        told = ", ".join(dict.fromkeys(f"{_family(n)} {show(length)}" for n, length in own.items()))
+        raise MacbenchError(f"these tasks have different lengths ({told}); give length=.")
+    return [tokens(length) for length in _list("length", next(iter(own.values())))]
 
 
 def tokens(length: Any) -> int:
@@ -116,8 +128,9 @@ def _tasks(values: dict[str, Any], given: set[str]) -> tuple[list[str], dict[str
 def _decoding(values: dict[str, Any]) -> dict[str, Any]:
     from macbench.engine.sampling import Decoding
 
-    check_types("decoding.", Decoding, values)
-    Decoding(**values)  # refuses what is out of range
+    given = {key: value for key, value in values.items() if value is not None}
+    check_types("decoding.", Decoding, given)
+    Decoding(**given)  # refuses what is out of range
     return values
 
 

@@ -11,17 +11,19 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from macbench import tasks as benchmarks
 from macbench.errors import MacbenchError, nearest
 from macbench.measure.budget import Budgets, acceptance, budgets, match_radius
 from macbench.measure.stats import Comparison, Interval, compare, holm, interval
 from macbench.store import Results
 
-FAMILIES = {"ruler": "RULER"}
+FAMILIES = {"longbench_v2": "LongBench v2", "longgenbench": "LongGenBench", "ruler": "RULER"}
 PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
 EXPLAIN = (
     "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
@@ -29,6 +31,16 @@ EXPLAIN = (
     "head, token, byte, resident: keys attended, K/V tokens loaded, bytes loaded (with metadata) "
     "and bytes held, % of full attention's.",
 )
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What an audit found; None where no step or token was audited."""
+
+    n: int  # samples
+    error: float | None  # relative L2 of attention outputs
+    agreement: float | None  # share of tokens that full attention chooses, too
+    loglik: float | None  # ln p - full attention's, per token
 
 
 @dataclass
@@ -46,6 +58,8 @@ class Line:
     versus: Comparison | None  # None for full itself and where there is nothing to pair with
     budgets: Budgets | None
     acceptance: float | None
+    parts: list[tuple[str, float | int | None, int]]  # the family's own figures: of how many
+    drift: Drift | None = None
     holm: float | None = None
 
 
@@ -59,16 +73,20 @@ class Block:
     lines: list[Line]
     noise: tuple[float, int] | None  # share of samples on which two exact backends differ, of n
     notes: list[str] = field(default_factory=list)
+    grids: list[Grid] | None = None  # what to draw instead of what the lines say
 
 
 def table(results: Results, format: str = "text") -> str:
     """The results as text (rich where stdout is a terminal), md, csv (tidy, fractions) or latex."""
-    draw = {"text": _text, "md": _markdown, "latex": _latex}
-    if format not in ("csv", *draw):
-        raise MacbenchError(f"table format '{format}': {nearest(format, ['csv', *draw])}")
     blocks = summarise(results)
-    if format == "csv":
-        return _csv(blocks)
+    return _csv(blocks) if format == "csv" else render(blocks, format)
+
+
+def render(blocks: list[Block], format: str) -> str:
+    """Blocks as text, md or latex."""
+    draw = {"text": _text, "md": _markdown, "latex": _latex}
+    if format not in draw:
+        raise MacbenchError(f"table format '{format}': {nearest(format, ['csv', *draw])}")
     return "\n\n".join(draw[format](block) for block in blocks) + "\n"
 
 
@@ -85,7 +103,34 @@ def summarise(results: Results) -> list[Block]:
     samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
     keys = ["model", "length", "hold", "dtype", "weights"]
     groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
-    return [_block(group, samples, reuse) for _, group in groups]
+    return [
+        _block(some, judged, reuse)
+        for _, group in groups
+        for some, judged in _by_judge(group, samples, results.scores)
+    ]
+
+
+def _by_judge(
+    cells: pd.DataFrame, samples: pd.DataFrame, scores: pd.DataFrame
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The cells' samples as they were scored, and as every other judge scored them since."""
+    mine = samples[samples["cell"].isin(cells.index)]
+    own = {_judge(details) for details in mine["details"]}
+    again = []
+    for _, said in scores[scores["cell"].isin(cells.index)].groupby("slug"):
+        columns = ["cell", "index"]
+        bare = mine.drop(columns=["score", "details"])
+        judged = bare.merge(said[[*columns, "score", "details"]], on=columns)
+        again.append((cells[cells.index.isin(judged["cell"])], judged))
+        if own == {*said["judge"]} and len(judged) == len(mine):
+            own = set()  # the same judge, asked once more
+    if own or not again:
+        yield cells, mine
+    yield from again
+
+
+def _judge(details: Any) -> str | None:
+    return details.get("judge") if isinstance(details, dict) else None
 
 
 def _row(identity: dict[str, Any]) -> str:
@@ -140,14 +185,25 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> B
         line.holm = p
     embedded = _embedded(cells, samples)
     first = cells.iloc[0]
+    about = {k: first[k] for k in ("model", "dtype", "length", "hold")}
+    if judge := next(filter(None, map(_judge, samples["details"])), None):
+        about["judge"] = judge
+    every: Any = samples.to_dict("records")
     block = Block(
-        about={k: first[k] for k in ("model", "dtype", "length", "hold")},
-        title=_title(cells, embedded),
+        about=about,
+        title=", ".join(filter(None, [_title(cells, embedded), benchmarks.title(names[0], every)])),
         embedded=embedded,
         lines=lines,
         noise=noise,
     )
-    block.notes = _notes(block, cells)
+    block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
+    resumed = samples.loc[samples["resumed"].notna(), "cell"]
+    for cell in sorted({*resumed}):
+        block.notes.append(
+            f"resumed: {cells['label'][cell]} on {cells['task'][cell]}, {(resumed == cell).sum()} "
+            f"of {(samples['cell'] == cell).sum()} answers were cut off and continued from an "
+            "exact prefill, which is not the state the method was in."
+        )
     if older:
         block.notes.append(f"left out: {older} cells of older versions of these tasks.")
     return block
@@ -199,6 +255,7 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
         own = samples[samples["task"] == task]
         per_task[task] = (interval(own["score"], own["task"], own["cluster"]), len(own))
     some = len(samples) > 0
+    every: Any = samples.to_dict("records")
     return Line(
         label=label,
         control=bool(cells["control"].iloc[0]),
@@ -213,6 +270,22 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
         versus=None,
         budgets=budgets(samples, config["geometry"]["token_bytes"]) if some else None,
         acceptance=None,
+        parts=benchmarks.breakdown(tasks[0], every) if some else [],
+        drift=_drift([audit for audit in samples["audit"] if isinstance(audit, dict)]),
+    )
+
+
+def _drift(audits: list[dict[str, Any]]) -> Drift | None:
+    """Of rows' audits: errors weigh compared steps equally, the others tokens."""
+    if not audits:
+        return None
+    stepped, spoken = ([a for a in audits if a[key]] for key in ("steps", "tokens"))
+    steps, tokens = sum(a["steps"] for a in stepped), sum(a["tokens"] for a in spoken)
+    return Drift(
+        n=len(audits),
+        error=sum(a["error"] * a["steps"] for a in stepped) / steps if steps else None,
+        agreement=sum(a["agreement"] * a["tokens"] for a in spoken) / tokens if tokens else None,
+        loglik=sum(a["loglik"] - a["full_loglik"] for a in spoken) / tokens if tokens else None,
     )
 
 
@@ -249,7 +322,7 @@ def _title(cells: pd.DataFrame, embedded: set[str]) -> str:
     parts = [
         f"{first['model']} ({about})" if about else first["model"],
         first["dtype"],
-        f"{first['length']} tokens",
+        benchmarks.length_text(first["task"], first["length"], first["identity"]["task"]["knobs"]),
         FAMILIES.get(family, family) + (" source=embedded" if embedded else ""),
         f"hold={first['hold']}",
         *([f"max_new={cut}"] if (cut := first["identity"]["max_new"]) else []),
@@ -272,6 +345,12 @@ def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
         )
     if any(line.control for line in block.lines):
         notes.append("control: not a method to be used; it may look at every key to choose some.")
+    if any(line.drift for line in block.lines):
+        notes.append(
+            "audit: relative L2 of attention outputs to exact attention on the same query and "
+            "cache; share of the tokens that full attention would choose after the same text; ln "
+            "of their probability less full attention's, per token."
+        )
     for line in block.lines:
         if line.versus and line.versus.difference.low > 0:
             notes.append(f"{line.label} is better than full attention: look for a bug first.")
@@ -321,6 +400,26 @@ def _task_grid(block: Block) -> Grid:
     return grid
 
 
+def _parts_grid(block: Block) -> Grid:
+    """The family's own figures: shares in %, counts as they are."""
+    labels = list(dict.fromkeys(label for line in block.lines for label, _, _ in line.parts))
+    grid = [["breakdown, %", *labels]]
+    for line in block.lines:
+        values = {label: value for label, value, _ in line.parts}
+        found = [values.get(label) for label in labels]
+        grid.append([line.label, *(str(v) if isinstance(v, int) else _percent(v) for v in found)])
+    return _drop_empty(grid)
+
+
+def _drift_grid(block: Block) -> Grid:
+    grid = [["audit", "n", "error, %", "agreement, %", "ln p - full's"]]
+    for line in block.lines:
+        if d := line.drift:
+            loglik = "-" if d.loglik is None else f"{d.loglik:+.4f}"
+            grid.append([line.label, str(d.n), _percent(d.error), _percent(d.agreement), loglik])
+    return grid
+
+
 def _drop_empty(grid: Grid) -> Grid:
     """Without the columns that say nothing in any row."""
     kept = [i for i in range(len(grid[0])) if any(row[i] != "-" for row in grid[1:])]
@@ -345,8 +444,13 @@ def _p(p: float | None) -> str:
 
 
 def _grids(block: Block) -> list[Grid]:
-    tasks = _task_grid(block)
-    return [_main_grid(block), tasks] if len(tasks[0]) > 2 else [_main_grid(block)]
+    if block.grids is not None:
+        return block.grids
+    tasks, parts = _task_grid(block), _parts_grid(block)
+    more = [tasks] if len(tasks[0]) > 2 else []
+    drift = _drift_grid(block)
+    more += [parts] if len(parts[0]) > 1 else []
+    return [_main_grid(block), *more, *([drift] if len(drift) > 1 else [])]
 
 
 def _text(block: Block) -> str:
@@ -445,12 +549,16 @@ def _csv(blocks: list[Block]) -> str:
                 pooled |= {"head_budget": b.head, "token_budget": b.token}
                 pooled |= {"byte_budget": b.byte, "resident": b.resident}
             pooled["acceptance"] = line.acceptance
+            if d := line.drift:
+                pooled |= {"error": d.error, "agreement": d.agreement, "loglik": d.loglik}
             pooled["noise_floor"] = block.noise[0] if block.noise else None
             rows.append(fixed | pooled)
             for task, (accuracy, n) in line.tasks.items():
                 source = "embedded" if task in block.embedded else ""
                 own = {"task": task, "source": source, "n": n}
                 rows.append(fixed | own | _columns("accuracy", accuracy))
+            for label, value, n in line.parts:
+                rows.append(fixed | {"task": "all", "figure": label, "value": value, "n": n})
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 

@@ -7,7 +7,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ import torch
 from macbench import store, tasks
 from macbench.attention import Geometry, Method, create
 from macbench.engine import Answer, Decoding, Engine, Request
+from macbench.engine.audit import full_attention, summary
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
 from macbench.models import Model, Source, load, pick_device
+from macbench.resume import join, loaded, rest, saved
+from macbench.score import after_run
 from macbench.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
@@ -38,6 +42,13 @@ class Group:
     samples: list[Sample]
     requests: list[Request]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest row; `length` where that counts prompt and answer."""
+        if tasks.counts(self.task_name) == "row":
+            return self.length
+        return max(len(request.tokens) + request.max_new for request in self.requests)
+
 
 @dataclass
 class Totals:
@@ -50,6 +61,7 @@ class Totals:
     steps: float = 0.0  # decode steps of all rows
     repeat_mismatch: int = 0  # re-decoded rows that differ from what is stored
     failed: list[str] = field(default_factory=list)
+    cells: list[str] = field(default_factory=list)  # their folders
     sharing: dict[str, float] = field(default_factory=dict)
 
 
@@ -66,15 +78,22 @@ def run(config: RunConfig, progress: Progress) -> int:
         )
     for length in config.lengths:
         model.prepare(length)
-        for spec in config.cells:
+        for spec in config.cells if all(tasks.counts(t) == "row" for t in config.tasks) else ():
             reachable(spec, model.geometry, length, config.unreachable)
     groups = list(make_groups(config, model, progress))
+    for group in groups:
+        model.prepare(group.tokens)
+        for spec in config.cells:
+            reachable(spec, model.geometry, group.tokens, config.unreachable)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:
         run_group(config, model, group, totals, progress)
     progress.stop()
     record_run(config, totals, began)
+    del model, groups  # a judge may need the memory
+    after_run(config.task_knobs, config.out, totals.cells, progress)
+    progress.stop()
     return 1 if totals.failed else 0
 
 
@@ -118,10 +137,17 @@ def make_groups(config: RunConfig, model: Model, progress: Progress) -> Iterator
 
 def request(config: RunConfig, model: Model, task: str, sample: Sample) -> Request:
     assert model.text is not None
-    tokens = model.text.encode(sample.prompt, sample.answer_prefix)
+    if sample.chat:
+        tokens = model.text.encode(sample.prompt, sample.answer_prefix)
+    else:
+        tokens = model.text.plain(sample.prompt + sample.answer_prefix)
     question = hold = 0
     if config.hold == "question":
-        question = model.text.question_tokens(sample.prompt, sample.answer_prefix, sample.question)
+        if sample.chat:
+            asked = (sample.prompt, sample.answer_prefix, sample.question)
+            question = model.text.question_tokens(*asked)
+        else:
+            question = len(model.text.plain(sample.prompt[: sample.question]))
         hold = len(tokens) - question
     else:
         hold, question = int(config.hold), len(tokens)
@@ -135,35 +161,62 @@ def request(config: RunConfig, model: Model, task: str, sample: Sample) -> Reque
     )
 
 
+def decoding(config: RunConfig, task: Task) -> dict[str, Any]:
+    """How answers are decoded: as asked, else as the task was published."""
+    published = {**asdict(Decoding()), **getattr(task, "decoding", {})}
+    return {key: published[key] if v is None else v for key, v in config.decoding.items()}
+
+
 def run_group(
     config: RunConfig, model: Model, group: Group, totals: Totals, progress: Progress
 ) -> None:
-    """All cells of one (task, length), block by block; rows are on disk after each block."""
+    """All cells of one (task, length), block by block; rows are on disk after each block.
+
+    Blocks of long answers also save them every `checkpoint` steps, and go on from what was saved.
+    """
     with ExitStack() as stack:
         methods, cells = [], []
         for spec in config.cells:
-            method, floor = reachable(spec, model.geometry, group.length, config.unreachable)
+            method, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
             identity = identify(config, model, group, spec, method)
             about = describe(config, model, group, spec, floor)
             parts = [model.name, group.task_name, str(group.length), spec.label]
             name = store.cell_name(parts, identity)
             methods.append(method)
             cells.append(stack.enter_context(store.open_cell(config.out, name, identity, about)))
+            totals.cells.append(cells[-1].path.name)
+            check_prompts(group, cells[-1])
         engine: Engine | None = None
         for start in range(0, len(group.samples), config.block):
             block = range(start, min(start + config.block, len(group.samples)))
             if all(group.samples[i].index in cell.rows for i in block for cell in cells):
                 progress.advance(len(block), stored=True)
                 continue
+            requests = [group.requests[i] for i in block]
+            long = 0 < config.checkpoint < max(r.max_new for r in requests)
+            growing = any(group.samples[i].index in cell.partial for i in block for cell in cells)
             try:
-                if engine is None or engine.slots != len(block):
+                if long and growing:
                     engine = None  # give the memory back first
-                    engine = make_engine(config, model, group, methods, len(block), totals.backend)
-                requests = [group.requests[i] for i in block]
-                answers = engine.run(requests)
-                on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
-                if not totals.sharing and len(methods) > 1 and on_cpu:
-                    totals.sharing = engine.sharing(requests)
+                    progress.note(f"{group.task_name} at {group.length}: goes on where it was cut")
+                    for method, cell in zip(methods, cells, strict=True):
+                        go_on(config, model, group, block, method, cell, totals)
+                else:
+                    if engine is None or engine.slots != len(block):
+                        engine = None
+                        engine = make_engine(
+                            config, model, group, methods, len(block), totals.backend
+                        )
+                    keep_all = partial(
+                        keep, config, model, group, block, methods, engine.resident, cells
+                    )
+                    answers = engine.run(requests, config.checkpoint if long else 0, keep_all)
+                    count(answers, totals)
+                    totals.repeat_mismatch += differing(model, group, block, cells, answers)
+                    keep_all(answers)
+                    on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
+                    if not totals.sharing and len(methods) > 1 and on_cpu:
+                        totals.sharing = engine.sharing(requests)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -177,10 +230,26 @@ def run_group(
                 totals.failed.append(f"{group.task_name} at {group.length}: {reason}")
                 progress.note(f"failed {group.task_name} at {group.length}: {reason}")
                 return
-            keep(model, group, block, methods, engine, answers, cells, totals)
+            totals.samples += len(block)
             progress.advance(len(block))
         for cell in cells:
             cell.finish()
+
+
+def check_prompts(group: Group, cell: store.Cell) -> None:
+    """Refuse to go on with a cell that answered other prompts: data may have come since."""
+    for sample, request in zip(group.samples, group.requests, strict=True):
+        row = cell.rows.get(sample.index)
+        if row is not None and row["prompt_sha"] != prompt_sha(request):
+            raise MacbenchError(
+                f"{cell.path} answered another prompt than sample {sample.id} has now, so the "
+                "task's data have changed; choose another out= or move that folder away."
+            )
+
+
+def prompt_sha(request: Request) -> str:
+    """Identity of a prompt."""
+    return hashlib.sha256(json.dumps(request.tokens).encode()).hexdigest()[:16]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -196,7 +265,9 @@ def make_engine(
     methods: Sequence[Method],
     slots: int,
     backend: str,
+    made: int = 0,
 ) -> Engine:
+    """made: tokens of an answer that its request's prompt holds already, at most."""
     return Engine(
         model,
         methods,
@@ -204,39 +275,146 @@ def make_engine(
         max_prompt=max(len(r.tokens) for r in group.requests),
         max_new=max(r.max_new for r in group.requests),
         max_hold=max(r.hold for r in group.requests),
-        decoding=Decoding(**config.decoding),
+        decoding=Decoding(**decoding(config, group.task)),
         backend=backend,
+        max_made=made,
+        audit=config.audit,
     )
 
 
-def keep(
+def go_on(
+    config: RunConfig,
     model: Model,
     group: Group,
     block: range,
-    methods: Sequence[Method],
-    engine: Engine,
-    answers: list[list[Answer]],
-    cells: Sequence[store.Cell],
+    method: Method,
+    cell: store.Cell,
     totals: Totals,
 ) -> None:
-    """Score a block and append the rows that are missing."""
-    for m, cell in enumerate(cells):
-        for slot, i in enumerate(block):
-            sample, answer = group.samples[i], answers[m][slot]
-            row = make_row(model, group, i, methods[m], engine.resident[m], slot, answer)
-            totals.steps += row["steps"]
-            if sample.index in cell.rows:
-                old = cell.rows[sample.index]
-                totals.repeat_mismatch += old["output"] != row["output"]
-                continue
-            cell.append(row, {"index": sample.index, "id": sample.id, **answer.reads})
-    totals.samples += len(block)
+    """The answers of a block that a cell lacks, each from where it was last saved."""
+    left = [i for i in block if group.samples[i].index not in cell.rows]
+    if not left:
+        return
+    before = [
+        loaded(cell.partial.get(group.samples[i].index), prompt_sha(group.requests[i]))
+        for i in left
+    ]
+    requests = [rest(group.requests[i], b) for i, b in zip(left, before, strict=True)]
+    made = max(r.made for r in requests)
+    engine = make_engine(config, model, group, [method], len(left), totals.backend, made)
+
+    def keep_whole(answers: list[list[Answer]]) -> None:
+        whole = [join(b, a) for b, a in zip(before, answers[0], strict=True)]
+        keep(config, model, group, left, [method], engine.resident, [cell], [whole])
+
+    answers = engine.run(requests, config.checkpoint, keep_whole)
+    count(answers, totals)
+    keep_whole(answers)
+
+
+def differing(
+    model: Model,
+    group: Group,
+    block: Sequence[int],
+    cells: Sequence[store.Cell],
+    answers: list[list[Answer]],
+) -> int:
+    """How many decoded answers differ from what is stored of them."""
+    assert model.text is not None
+    found = 0
+    for cell, said in zip(cells, answers, strict=True):
+        for i, answer in zip(block, said, strict=True):
+            old = cell.rows.get(group.samples[i].index)
+            if old is not None:
+                before = old["extra"].get("first", old)["output"]
+                found += before != model.text.decode(answer.tokens)
+    return found
+
+
+def count(answers: list[list[Answer]], totals: Totals) -> None:
+    """Add a decoded block to the totals."""
+    totals.steps += sum(answer.reads["steps"] for said in answers for answer in said)
     totals.prefill_s += sum(a.prefill_s for a in answers[0])
     totals.decode_s += answers[0][0].decode_s
 
 
+def keep(
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    block: Sequence[int],
+    methods: Sequence[Method],
+    resident: Sequence[int],
+    cells: Sequence[store.Cell],
+    answers: list[list[Answer]],
+) -> None:
+    """Score and append the rows that are missing; what still grows is saved as far as it is."""
+    for m, cell in enumerate(cells):
+        growing = []
+        lacking = [i for i in block if group.samples[i].index not in cell.rows]
+        ended = {i: a for i, a in zip(block, answers[m], strict=True) if i in lacking and a.stopped}
+        second = ask_again(config, model, group, methods[m], ended)
+        for slot, i in enumerate(block):
+            sample, answer = group.samples[i], answers[m][slot]
+            if i not in lacking:
+                continue
+            if not answer.stopped:
+                growing.append(saved(sample.index, prompt_sha(group.requests[i]), answer))
+                continue
+            row = make_row(config, model, group, i, methods[m], resident[m], slot, answer)
+            row |= second.get(i, {})
+            cell.append(row, {"index": sample.index, "id": sample.id, **answer.reads})
+        cell.save_partial(growing)
+
+
+def ask_again(
+    config: RunConfig, model: Model, group: Group, method: Method, ended: dict[int, Answer]
+) -> dict[int, dict[str, Any]]:
+    """What the second answers change in the rows of a task that asks twice (`follow_up`).
+
+    What a row has read is that of its first answer, over the long prompt.
+    """
+    assert model.text is not None
+    if not hasattr(group.task, "follow_up"):
+        return {}
+    said = {i: model.text.decode(answer.tokens) for i, answer in ended.items()}
+    asked = {i: group.task.follow_up(group.samples[i], said[i]) for i in ended}
+    asked = {i: sample for i, sample in asked.items() if sample is not None}
+    if not asked:
+        return {}
+    samples, name = [*asked.values()], f"{group.task_name}/second"
+    requests = [request(config, model, name, sample) for sample in samples]
+    small = replace(group, samples=samples, requests=requests)
+    engine = make_engine(config, model, small, [replace(method)], len(samples), config.backend)  # type: ignore[type-var]
+    rows = {}
+    for (i, sample), answer in zip(asked.items(), engine.run(requests)[0], strict=True):
+        output, first = model.text.decode(answer.tokens), ended[i]
+        score = group.task.score(sample, output)
+        about = {"output": said[i], "new_tokens": len(first.tokens), "stopped": first.stopped}
+        rows[i] = {
+            "output": output,
+            "new_tokens": len(answer.tokens),
+            "stopped": answer.stopped,
+            "score": score.value,
+            "details": score.details,
+            "extra": {**sample.extra, "first": about},
+            "time": {
+                "prefill_s": first.prefill_s + answer.prefill_s,
+                "decode_s": first.decode_s + answer.decode_s,
+            },
+        }
+    return rows
+
+
 def make_row(
-    model: Model, group: Group, i: int, method: Method, resident: int, slot: int, answer: Answer
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    i: int,
+    method: Method,
+    resident: int,
+    slot: int,
+    answer: Answer,
 ) -> dict[str, Any]:
     """A line of samples.jsonl."""
     assert model.text is not None
@@ -260,7 +438,7 @@ def make_row(
         "cluster": sample.cluster,
         "source": sample.source,
         "prompt_tokens": len(request.tokens),
-        "prompt_sha": hashlib.sha256(json.dumps(request.tokens).encode()).hexdigest()[:16],
+        "prompt_sha": prompt_sha(request),
         "hold": request.hold,
         "references": list(sample.references),
         "output": output,
@@ -275,8 +453,18 @@ def make_row(
         "resident": kept / (held * token_bytes),
         "acted": reads["steps"] == 0 or method.witness({**sums, **context}),
         "extra": sample.extra,
+        **({"resumed": answer.resumed} if answer.resumed else {}),
+        **({"audit": drift(config, model, request, answer)} if "audited" in reads else {}),
         "time": {"prefill_s": answer.prefill_s, "decode_s": answer.decode_s},
     }
+
+
+def drift(config: RunConfig, model: Model, request: Request, answer: Answer) -> dict[str, Any]:
+    """The audit of an answer, its stop token included."""
+    said = answer.tokens + ([] if answer.end is None else [answer.end])
+    regime = model.regime(len(request.tokens) + request.max_new)
+    full = full_attention(model, request.tokens, said, int(answer.reads["chosen"]), regime)
+    return summary(answer.reads, config.audit, full)
 
 
 def identify(
@@ -291,13 +479,13 @@ def identify(
         "task": {
             "name": group.task_name,
             "version": group.task.version,
-            "knobs": config.task_knobs.get(group.task_name, {}),
+            "knobs": tasks.determining(group.task_name, config.task_knobs.get(group.task_name, {})),
         },
         "length": group.length,
         "seed": config.seed,
         "hold": config.hold,
         "max_new": config.max_new,
-        "decoding": config.decoding,
+        "decoding": decoding(config, group.task),
         "method": {"name": spec.name, "version": method.version, "knobs": knobs},
     }
 

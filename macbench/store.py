@@ -6,8 +6,10 @@
         layers.jsonl       the sample's sums per layer and head; written before its samples line
         environment.json   versions and machine of the first run
         failed.json        why the cell stopped, until it finishes after all
+        partial.jsonl      long answers that are being written, one line each, until they are whole
         layers.parquet     derived from the lines by `Cell.finish`: the sums in long form
         summary.json       derived: accuracy, budgets, acceptance
+        scores-JUDGE.*     what another judge says of the same answers (`macbench.score`)
 
 A sample counts once both of its lines are whole. What a kill or a full disk leaves behind the last
 whole line is cut off when the cell is opened again. A cell being written is locked (flock on
@@ -37,11 +39,12 @@ import pandas as pd
 import yaml
 
 from macbench.errors import MacbenchError
+from macbench.lines import whole
 from macbench.measure.budget import KV_STATS, acceptance, budgets
 from macbench.measure.stats import interval
 
 FILES = {"config.yaml", "samples.jsonl", "layers.jsonl", "environment.json"}
-FILES |= {"failed.json", "layers.parquet", "summary.json"}
+FILES |= {"failed.json", "partial.jsonl", "layers.parquet", "summary.json"}
 PACKAGES = (
     "macbench",
     "torch",
@@ -76,8 +79,12 @@ COLUMNS = [  # of a line of samples.jsonl
     "resident",  # bytes held / full attention's
     "acted",  # whether the method did anything that full attention does not
     "extra",
+    "resumed",  # tokens there were when another process went on with it; absent where none did
+    "audit",  # `macbench.engine.audit.summary`; absent without one
     "time",  # {"prefill_s", "decode_s"}: the only key that differs between equal runs
 ]
+
+SCORED = ("index", "judge", "score", "details")  # of a line of scores-JUDGE.jsonl
 
 Row = dict[str, Any]
 
@@ -89,6 +96,11 @@ def cell_name(parts: Iterable[str], identity: Mapping[str, Any]) -> str:
     """A folder name: the readable parts, then 10 hex digits that only `identity` determines."""
     readable = "_".join(re.sub(r"[^A-Za-z0-9.=]+", "-", str(part)).strip("-.") for part in parts)
     return f"{readable[:120]}-{hashlib.sha256(_canonical(identity).encode()).hexdigest()[:10]}"
+
+
+def text_sha(text: str) -> str:
+    """Identity of an answer's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _canonical(value: Any) -> str:
@@ -130,6 +142,7 @@ def open_cell(out: Path | str, name: str, identity: Row, config: Row) -> Cell:
     try:
         path.mkdir(parents=True, exist_ok=True)
         foreign = {p.name.removesuffix(".tmp") for p in path.iterdir()} - FILES
+        foreign = {name for name in foreign if not name.startswith("scores-")}
         if foreign:
             raise MacbenchError(
                 f"{path} holds files that are not macbench's ({', '.join(sorted(foreign))}); "
@@ -154,6 +167,7 @@ class Cell:
     """One cell's folder, locked and open for appending; made by `open_cell`.
 
     rows: sample index -> its row as stored, for every sample that is complete.
+    partial: the same for answers that were still growing when they were last saved.
     """
 
     def __init__(self, path: Path, config: Row):
@@ -170,6 +184,7 @@ class Cell:
                 "its own out=."
             ) from None
         self._layers = FileIO(path / "layers.jsonl", "a")
+        self.partial = _read_partial(path / "partial.jsonl")
 
     def _check_identity(self) -> None:
         file = self.path / "config.yaml"
@@ -223,6 +238,17 @@ class Cell:
                     file.truncate(end)
             raise _unwritable(self.path, error) from error
         self.rows[sample["index"]] = sample
+
+    def save_partial(self, rows: Iterable[Row] = ()) -> None:
+        """Keep unfinished answers (each with its sample's "index") in place of their older states;
+        those of samples that are complete by now are dropped."""
+        self.partial |= {row["index"]: row for row in rows}
+        self.partial = {i: row for i, row in self.partial.items() if i not in self.rows}
+        file = self.path / "partial.jsonl"
+        if self.partial:
+            _replace(file, b"".join(map(_line, self.partial.values())))
+        else:
+            file.unlink(missing_ok=True)
 
     @property
     def failed(self) -> str | None:
@@ -355,6 +381,16 @@ def _read_lines(path: Path) -> list[tuple[Row, int]]:
     return rows
 
 
+def _read_partial(path: Path) -> dict[int, Row]:
+    """Unfinished answers by sample; a torn or damaged line counts as none."""
+    rows: dict[int, Row] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            rows[row["index"]] = row
+    return rows
+
+
 def _read_config(path: Path) -> Row:
     try:
         config = yaml.safe_load((path / "config.yaml").read_text())
@@ -373,7 +409,10 @@ def _read_failure(path: Path) -> str | None:
 
 
 def _long(rows: list[Row]) -> pd.DataFrame:
-    """layers.jsonl as a table: index, kind ("q" or "kv"), layer, head, steps, context, sums."""
+    """layers.jsonl as a table: index, kind ("q" or "kv"), layer, head, steps, context, sums.
+
+    Where there was an audit also the steps it compared, `audited`, over which `error` is a sum.
+    """
     parts = []
     for row in sorted(rows, key=lambda row: row["index"]):
         sums = {name: value for name, value in row.items() if isinstance(value, list)}
@@ -390,7 +429,7 @@ def _long(rows: list[Row]) -> pd.DataFrame:
                 "layer": layer.ravel(),
                 "head": head.ravel(),
             }
-            fixed |= {"steps": row["steps"], "context": row["context"]}
+            fixed |= {k: row[k] for k in ("steps", "context", "audited") if k in row}
             parts.append(pd.DataFrame(fixed | {n: v.ravel() for n, v in own.items()}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["index", "kind"])
 
@@ -410,6 +449,20 @@ class Results:
         self._paths = paths
 
     @cached_property
+    def scores(self) -> pd.DataFrame:
+        """What other judges say of stored answers: cell, index, slug, judge, score, details."""
+        output = self.samples.set_index(["cell", "index"])["output"]
+        parts = []
+        for cell, path in self._paths.items():
+            for file in sorted(path.glob("scores-*.jsonl")):
+                for row, _ in whole(file):
+                    text = output.get((cell, row["index"]))
+                    if text is not None and text_sha(text) == row["output_sha"]:
+                        about = {"cell": cell, "slug": file.stem.removeprefix("scores-")}
+                        parts.append({**about, **{k: row[k] for k in SCORED}})
+        return pd.DataFrame(parts, columns=["cell", "slug", *SCORED])
+
+    @cached_property
     def histograms(self) -> pd.DataFrame:
         """What was tallied, summed over a cell's samples: cell, name, layer, bin, count, width."""
         parts = []
@@ -418,7 +471,7 @@ class Results:
             rows = [row for row, _ in _read_lines(path / "layers.jsonl") if row["index"] in kept]
             for name in dict.fromkeys(n for row in rows for n in row.get("histograms", ())):
                 held = [row for row in rows if name in row.get("histograms", ())]
-                counts = sum(np.array(row["histograms"][name]) for row in held)
+                counts = np.sum([row["histograms"][name] for row in held], axis=0)
                 layer, at = np.indices(counts.shape)
                 columns = {"layer": layer.ravel(), "bin": at.ravel(), "count": counts.ravel()}
                 fixed = {"cell": cell, "name": name, "width": held[0]["width"]}

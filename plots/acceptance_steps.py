@@ -41,7 +41,7 @@ def draw(results: Results) -> Figure:
 
 def _steps(results: Results, part):
     """Decode steps of all samples of these cells that fell into each bucket."""
-    width, steps = part["width"].iloc[0], results.samples
-    steps = steps.loc[steps["cell"].isin(part["cell"]), "steps"]
+    width, samples = part["width"].iloc[0], results.samples
+    steps = samples.loc[samples["cell"].isin(part["cell"]), "steps"]
     buckets = part["bin"].drop_duplicates().sort_values()
     return buckets.set_axis(buckets).map(lambda at: (steps - at * width).clip(0, width).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,14 @@ class Renderer(Protocol):
 
     def count(self, user: str, answer_prefix: str = "") -> int: ...
 
+    def plain(self, text: str) -> list[int]:
+        """Tokens of a text without template, with what the tokenizer adds to any text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, without special tokens."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -38,6 +46,7 @@ class Sample:
     max_new_tokens: int
     cluster: str  # samples that share a text: the unit of resampling
     source: str  # "official", "embedded" or "synthetic" (generated, no text behind it)
+    chat: bool = True  # False: prompt and prefix as they are, without the model's chat template
     extra: dict[str, Any] = field(default_factory=dict)  # kept in the sample's row
 
 
@@ -50,6 +59,14 @@ class Score:
 
 
 class Task(Protocol):
+    """A task may also have, where it needs them:
+
+    decoding: dict of how it was published to decode, such as {"temperature": 0.1}; what the user
+        gives goes before it, and without it a task decodes greedily.
+    follow_up(sample, output) -> Sample | None: the second question, once `output` is the first
+        answer; the second answer is the one that is scored. None: the output stands.
+    """
+
     name: str
     version: int  # raised by any edit that changes samples or scores
 
