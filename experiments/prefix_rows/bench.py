@@ -142,7 +142,8 @@ def compare(n: int, length: int, heads: int, kv: int, d: int, quick: bool, until
     line("ours, default, eager", timed(lambda: [ours() for _ in range(20)], 20, 5), mine, base)
     if not quick:
         for other in sorted({1, max(1, splits - 1), splits + 1, 2 * splits} - {splits}):
-            ms = graphed(lambda: ours(replace(plain, splits=other)))
+            split = replace(plain, splits=other)
+            ms = graphed(lambda tiling=split: ours(tiling))
             line(f"ours, default, splits {other}", ms, mine, base)
     if quick:
         return
@@ -151,7 +152,7 @@ def compare(n: int, length: int, heads: int, kv: int, d: int, quick: bool, until
             continue
         name = f"{tiling.rows}x{tiling.tokens} w{tiling.warps} s{tiling.stages} x{tiling.resident}"
         try:
-            line(f"ours, {name}", graphed(lambda: ours(tiling)), mine, base)
+            line(f"ours, {name}", graphed(lambda tiling=tiling: ours(tiling)), mine, base)
         except Exception as error:  # a tiling that does not fit
             print(f"      {name}: {type(error).__name__} {str(error)[:80]}")
 

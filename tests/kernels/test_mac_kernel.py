@@ -90,28 +90,31 @@ class Case:
 CASES = [
     Case("two kv heads", (70, 21), kv_heads=2, steps=3, programs=5),
     # E(t) = 0 at first; K no power of two nor of whole row tiles; the ring fills and wraps
-    Case("shorter than r", (3, 40), group=3, steps=11, K=12, weight=2),
-    Case("no band, late start", (20, 37), 2, 1, 64, 5, K=32, r=0, min_context=40, programs=7),
-    Case("whole groups", (33, 130), group=4, noise=0.15, K=32, r=16, whole=True, programs=9,
-         tokens=16, partials=1, more=2, hits=(0.1, 0.9)),
-    Case("chains end", (85,), group=8, d=64, steps=5, noise=0.1, stray=0, K=32, r=16,
+    Case("shorter than r", (3, 40), group=3, steps=10, K=12, weight=2, programs=2),
+    Case("no band, late start", (20, 37), 2, 1, 64, 4, K=32, r=0, min_context=39, rows=16,
+         programs=7, hits=(0.05, 0.5)),
+    Case("whole groups", (33, 130), group=4, noise=0.15, K=32, r=16, whole=True, rows=16,
+         programs=7, tokens=16, partials=1, more=2, hits=(0.1, 0.9)),
+    Case("chains end", (85,), group=8, d=64, steps=6, noise=0.1, stray=0, K=4, r=16,
          max_chain=1, chunk=32, programs=1, tokens=64),
     Case("no chain at all", (40,), steps=3, max_chain=0, hits=(0, 0)),
-    Case("tau 1", (37, 20), noise=0, stray=0, tau=1.0, hits=(0, 0)),
-    Case("tau 1, no band", (37, 20), noise=0, stray=0, tau=1.0, r=0, hits=(0, 0)),
+    Case("tau 1", (37, 20), steps=3, noise=0, stray=0, tau=1.0, hits=(0, 0)),
+    Case("tau 1, no band", (37, 20), steps=3, noise=0, stray=0, tau=1.0, r=0, hits=(0, 0)),
     Case("sink", (40, 4), group=3, sink=5, split=2),
     Case("sink of pages", (70, 24), kv_heads=2, steps=3, sink=20, tokens=16, programs=6,
          partials=2, more=4),
-    Case("sink, no band", (40, 2), r=0, sink=5, split=2),
+    Case("sink, no band", (40, 2), r=0, sink=5),
     Case("sink, whole groups", (70, 24), sink=3, noise=0.1, stray=0.1, whole=True, split=4),
-    Case("ties", (30, 5), steps=8, noise=0.4, stray=0, grid=0.5, tau=0.1, K=10, rows=4),
-    Case("duplicates", (30, 5), steps=7, noise=0, stray=0.2, K=10, rows=4),
-    Case("more programs than work", (30, 2), K=4, r=20, programs=16, tokens=64, hits=(0, 0.95)),
-    Case("one group of one head", (1,), group=1, steps=11, tau=0.2, K=5, r=3),
-    Case("fp16, three rows", (70, 21, 3), group=3, d=32, steps=3, dtype="float16", K=8, split=2),
-    Case("fp16, large groups", (100,), group=8, d=64, dtype="float16", K=32, r=16, tokens=64),
+    Case("ties", (30, 5), steps=6, noise=0.4, stray=0, grid=0.5, tau=0.1, K=10, rows=4),
+    Case("duplicates", (30, 5), steps=6, noise=0, stray=0.2, K=10, programs=2),
+    Case("more programs than work", (30, 2), steps=3, K=4, r=20, programs=14, tokens=64,
+         hits=(0, 0.95)),
+    Case("one group of one head", (1,), group=1, steps=11, tau=0.2, K=5, r=3, programs=1),
+    Case("fp16, three rows", (70, 21, 3), group=3, d=32, steps=2, dtype="float16", K=8, split=2),
+    Case("fp16, large groups", (100,), group=8, d=64, steps=3, dtype="float16", K=32, r=16,
+         rows=16, tokens=64),
     Case("fp16, sink", (50, 24), dtype="float16", sink=20, tokens=16),
-    Case("fp16, long", (90,), group=1, d=64, steps=20, dtype="float16", tau=0.3),
+    Case("fp16, long", (90,), group=1, d=64, steps=16, dtype="float16", tau=0.3, programs=2),
 ]  # fmt: skip
 
 
@@ -179,11 +182,10 @@ def poison(work: attend.Workspace) -> None:
             x.fill_(torch.nan if x.is_floating_point() else JUNK)
 
 
-def launch(case: Case, work, ring: mac.Ring, view, q_pre: Tensor, q: Tensor) -> Tensor:
-    scale = view.cache.geometry.scale
-    place = (view.k[0], view.v[0], view.table, view.lens, scale)
+def launch(case: Case, work, ring: mac.Ring, view, pools, q_pre: Tensor, q: Tensor) -> Tensor:
     knobs = (case.tau, case.r, case.sink, case.min_context, case.max_chain, case.whole)
-    return mac.step(work, ring, q_pre, q, *place, *knobs)
+    scale = view.cache.geometry.scale
+    return mac.step(work, ring, q_pre, q, *pools, view.table, view.lens, scale, *knobs)
 
 
 def measured(case: Case, stored: Tensor, query: Tensor, t: Tensor) -> tuple[Tensor, ...]:
@@ -241,9 +243,24 @@ class Decode:
         self.record = begun(self.given, case.knobs)
         self.view = self.record.view
         self.ring = ring_of(self.record.method, case.chunk)
+        self.ring.rows[self.ring.lse == -torch.inf] = torch.inf  # never used
         self.work = workspace(case, tiling or case.tiling, device)
         self.steps: list[Step] = []
         self.differed = 0  # decisions that differ from the method's, both right up to rounding
+
+    def pools(self, at: int) -> tuple[Tensor, Tensor]:
+        """K and V, where pages that no query head of a group has to read are not numbers."""
+        case, want, lens = self.case, self.record.counts[at], self.view.lens[:, None]
+        end = (lens - case.r).clamp_min(0)
+        taken = want["hit"][0] > 0
+        start = torch.where(taken, lens - want["gap"][0] - case.r, end.clamp_max(case.sink))
+        start = start.unflatten(1, (-1, case.group)).amin(-1)[..., None]
+        first = 16 * torch.arange(self.view.table.shape[1], device=lens.device)
+        row, head, page = ((first + 16 <= start) & (first >= case.sink)).nonzero().T
+        pools = self.view.k[0].clone(), self.view.v[0].clone()
+        for pool in pools:
+            pool[self.view.table[row, page], head] = torch.nan
+        return pools
 
     def step(self, at: int) -> None:
         """One step of both, compared."""
@@ -252,7 +269,7 @@ class Decode:
         before = by_row(copy(ring))
         poison(work)
         q_pre, q = queries(self.given, at)
-        out = launch(case, work, ring, self.view, q_pre, q)
+        out = launch(case, work, ring, self.view, self.pools(at), q_pre, q)
         hit, p, distance = mac.hits(work, case.tau, case.whole)
         t = self.view.lens - 1
         where = f"step {at}, t = {t.tolist()}"
@@ -451,7 +468,7 @@ def test_long_decodes_on_a_card(case, device="cuda"):
         theirs.append((decode.record.out[at][0].to(out.dtype) - right)[same])
     hit = decode.all("hit")
     assert case.hits[0] <= hit.float().mean() <= case.hits[1]
-    assert decode.differed <= 0.01 * hit.numel() and truth.alike.float().mean() > 0.8
+    assert decode.differed <= 0.002 * hit.numel() and truth.alike.float().mean() > 0.8
     (own, most), (reference, bound) = spread(ours), spread(theirs)
     assert own <= 1.5 * reference and most <= 2 * bound
 
@@ -499,6 +516,7 @@ class Rest:
         for at in range(case.steps):  # K and V of later steps lie behind lens
             step(self.decode.record, self.decode.given, at)
         self.view = self.decode.view
+        self.pools = self.view.k[0], self.view.v[0]
         self.lens = [lens + at + 1 for at in range(case.steps)]
         self.queries = [queries(self.decode.given, at) for at in range(case.steps)]
         self.device = device
@@ -508,7 +526,7 @@ class Rest:
 
     def step(self, at: int, work: attend.Workspace, ring: mac.Ring) -> Tensor:
         view = replace(self.view, lens=self.lens[at])
-        return launch(self.case, work, ring, view, *self.queries[at])
+        return launch(self.case, work, ring, view, self.pools, *self.queries[at])
 
 
 @pytest.mark.gpu
@@ -524,7 +542,7 @@ def test_a_captured_step_replays(pdl):
     inputs = [x.clone() for x in rest.queries[0]]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch(case, other, copied, view, *inputs)
+        launch(case, other, copied, view, rest.pools, *inputs)
     assert same_rings(ring, copied)  # captured, not run
     for at in range(case.steps):
         out = rest.step(at, work, ring)
@@ -551,7 +569,7 @@ def test_steps_do_not_wait_and_may_overlap():
         torch.cuda.set_sync_debug_mode("error")
         try:
             for view, now in zip(views, rest.queries, strict=True):  # nothing else in between
-                launch(case, work, ring, view, *now)
+                launch(case, work, ring, view, rest.pools, *now)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         ends.append((work.output, ring))

@@ -1,14 +1,10 @@
 """The Triton kernel of prefix rows against its torch reference.
 
-TRITON_INTERPRET is read where a kernel is defined, and a kernel so defined cannot be compiled. So
-this file is also a script, started once for each purpose: it prints one JSON object a case.
+Why this file is a script too: `triton_cases`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 
@@ -16,12 +12,11 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from macbench.kernels import paged
-
 pytest.importorskip("triton", reason="needs triton")
 
-import triton
+from triton_cases import build, compiled, fits, interpret, recorded, report
 
+from macbench.kernels import paged
 from macbench.kernels import prefix_rows as triton_rows
 
 
@@ -125,7 +120,7 @@ def distance(result, want) -> tuple[float, float]:
     return (out - right).abs().max().item(), apart.max().item()
 
 
-def interpret() -> None:
+def run_cases() -> None:
     torch.use_deterministic_algorithms(True)  # so that what `empty` gives is not a number
     for case in CASES:
         q, k, v, starts, ends = problem(case)
@@ -134,70 +129,36 @@ def interpret() -> None:
         result = triton_rows.prefix_rows(q, k, v, case.length, starts, ends, scale, shape)
         assert {x.dtype for x in result} == {torch.float32}
         errors = distance(result, reference(q, k, v, case.length, starts, ends, scale))
-        print(json.dumps([str(case), errors]))
+        report(case, errors)
 
 
 def compile_kernels() -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = triton_rows._rows
     for d, kv_heads, group in COMPILED:
         shape = triton_rows.default_tiling(torch.bfloat16, d)
-        constants = dict(HKV=kv_heads, G=group, D=d, PAGE=16, M=shape.rows, N=shape.tokens)
-        kinds = dict.fromkeys(("queries", "k_run", "v_run"), "*bf16")
-        kinds |= dict.fromkeys(("starts", "ends"), "*i64")
-        kinds |= dict.fromkeys(("part_o", "part_l"), "*fp32")
-        kinds |= dict.fromkeys(("n", "length", "query_stride", "head_stride"), "i32")
-        kinds |= {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
-        aligned = [
-            (i,)
-            for i, name in enumerate(kernel.arg_names)
-            if kinds[name].startswith("*") or name.endswith("stride")
-        ]
-        built = triton.compile(
-            ASTSource(
-                fn=kernel,
-                signature={name: kinds[name] for name in kernel.arg_names},
-                constexprs=constants,
-                attrs={at: [["tt.divisibility", 16]] for at in aligned},
-            ),
-            target=GPUTarget("cuda", 90, 32),
-            options={
-                "num_warps": shape.warps,
-                "num_stages": shape.stages,
-                "enable_fp_fusion": True,
-            },
-        )
+        q = torch.empty(64, kv_heads * group, d, dtype=torch.bfloat16, device="meta")
+        run = torch.empty(10, kv_heads, 16, d, dtype=torch.bfloat16, device="meta")
+        ends = torch.empty(64, dtype=torch.int64, device="meta")
+        with recorded((triton_rows, "_rows"), (triton_rows, "_merge")) as launches:
+            triton_rows.prefix_rows(q, run, run, 160, ends, ends, 0.1)
+        built = build(*launches[0])
         ptx = built.asm["ptx"]
         copies = [line for line in ptx.splitlines() if "shared.global" in line]
         facts = {
             "wgmma": "wgmma.mma_async" in ptx and "mma.sync" not in ptx,
             "wide copies": bool(copies) and all("cp.async.cg" in c for c in copies),
-            "fits": shape.resident * (built.metadata.shared + 1024) <= 228 * 1024,
+            "fits": fits(built, shape.resident),
         }
-        print(json.dumps([d, facts]))
-
-
-def script(purpose: str, folder, **env: str) -> dict:
-    env = {**os.environ, "TRITON_CACHE_DIR": str(folder), **env}
-    done = subprocess.run(
-        [sys.executable, __file__, purpose], env=env, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+        report(d, facts)
 
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    if [int(x) for x in triton.__version__.split("+")[0].split(".")[:3]] < [3, 7, 1]:
-        pytest.skip("triton's interpreter has no loops over run-time bounds before 3.7.1")
-    return script("interpret", tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="1")
+    return interpret(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return script("compile", tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="0")
+def built(tmp_path_factory):
+    return compiled(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -208,9 +169,9 @@ def test_rows_agree_with_the_reference(interpreted, case):
 
 
 @pytest.mark.parametrize("d", [d for d, _, _ in COMPILED])
-def test_bf16_kernels_use_hopper_tensor_cores(compiled, d):
+def test_bf16_kernels_use_hopper_tensor_cores(built, d):
     """Compiled for sm_90: warp-group products, 16-byte copies, and the shared memory suffices."""
-    assert compiled[d] == {"wgmma": True, "wide copies": True, "fits": True}
+    assert built[str(d)] == {"wgmma": True, "wide copies": True, "fits": True}
 
 
 def test_keys_are_shared_where_programs_alone_leave_the_card_idle():
@@ -257,4 +218,4 @@ def test_rows_agree_with_the_reference_on_a_card(case):
 
 
 if __name__ == "__main__":
-    {"interpret": interpret, "compile": compile_kernels}[sys.argv[1]]()
+    {"interpret": run_cases, "compile": compile_kernels}[sys.argv[1]]()
