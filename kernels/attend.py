@@ -477,6 +477,7 @@ class Workspace:
         self.tiling, self.kv_heads = tiling, kv_heads
         self.spans = spans or kv_heads
         self.group = q_heads // self.spans
+        assert self.group <= 16, "query heads of a span share a tile of 16 rows"
         self.groups = batch * self.spans
         slots = 2 * (tiling.programs + self.groups)
 
