@@ -326,9 +326,9 @@ def step(
     """One MAC step of every row -> [B, Hq, d] in `work.output`; the ring holds the new rows.
 
     q_pre, q [B, Hq, d] contiguous: the query as matched, and after RoPE; this token's K/V is in
-    the cache, so lens >= 1. band, sink, min_context, max_chain, whole: `Mac`'s r, sink, min_context, max_chain,
-    refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]` before the first step; each
-    step leaves it so. `hits` says what was matched.
+    the cache, so lens >= 1. band, sink, min_context, max_chain, whole: `Mac`'s r, sink,
+    min_context, max_chain, refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]`
+    before the first step; each step leaves it so. `hits` says what was matched.
     """
     match(work, ring, q_pre, lens, tau, min_context, max_chain)
     spans(
