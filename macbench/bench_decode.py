@@ -182,7 +182,7 @@ def _methods(base: dict[str, Any], typed: dict[str, Any]) -> list[config.MethodS
     for key, value in knobs.items():
         name, _, knob = key.partition(".")
         values[name] = values[name] | {knob: value}
-    return config._cells(values, set(knobs))
+    return config.method_cells(values, set(knobs))
 
 
 # -- measuring -----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def build(values: dict[str, Any], given: set[str]) -> RunConfig:
         tasks=tasks,
         task_knobs=task_knobs,
         lengths=_lengths(values, given, task_knobs),
-        cells=_cells(values, given),
+        cells=method_cells(values, given),
         decoding=_decoding(values["decoding"]),
         out=_folder(values["out"]),
         **{key: values[key] for key in (*LEAST, "hold", "unreachable", "backend")},
@@ -134,7 +134,7 @@ def _decoding(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _cells(values: dict[str, Any], given: set[str]) -> list[MethodSpec]:
+def method_cells(values: dict[str, Any], given: set[str]) -> list[MethodSpec]:
     names = [str(name) for name in _list("method", values["methods"])]
     variants = [f"{name}/{v}" for name, all_ in presets.methods().items() for v in all_]
     known = [*presets.methods(), *variants]
