@@ -16,7 +16,7 @@ import torch
 
 from macbench import store, tasks
 from macbench.attention import Geometry, Method, create
-from macbench.engine import Answer, Decoding, Engine, Request
+from macbench.engine import Answer, Decoding, Engine, Request, cut
 from macbench.engine.audit import full_attention, summary
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
@@ -158,7 +158,14 @@ def request(config: RunConfig, model: Model, task: str, sample: Sample) -> Reque
         key=int.from_bytes(digest[:4], "big") >> 1,
         hold=hold,
         question=question,
+        stop=sample.stop,
     )
+
+
+def written(model: Model, sample: Sample, answer: Answer) -> str:
+    """An answer's text, up to a stop string."""
+    assert model.text is not None
+    return cut(model.text.decode(answer.tokens), sample.stop)
 
 
 def decoding(config: RunConfig, task: Task) -> dict[str, Any]:
@@ -320,14 +327,14 @@ def differing(
     answers: list[list[Answer]],
 ) -> int:
     """How many decoded answers differ from what is stored of them."""
-    assert model.text is not None
     found = 0
     for cell, said in zip(cells, answers, strict=True):
         for i, answer in zip(block, said, strict=True):
-            old = cell.rows.get(group.samples[i].index)
+            sample = group.samples[i]
+            old = cell.rows.get(sample.index)
             if old is not None:
                 before = old["extra"].get("first", old)["output"]
-                found += before != model.text.decode(answer.tokens)
+                found += before != written(model, sample, answer)
     return found
 
 
@@ -374,10 +381,9 @@ def ask_again(
 
     What a row has read is that of its first answer, over the long prompt.
     """
-    assert model.text is not None
     if not hasattr(group.task, "follow_up"):
         return {}
-    said = {i: model.text.decode(answer.tokens) for i, answer in ended.items()}
+    said = {i: written(model, group.samples[i], answer) for i, answer in ended.items()}
     asked = {i: group.task.follow_up(group.samples[i], said[i]) for i in ended}
     asked = {i: sample for i, sample in asked.items() if sample is not None}
     if not asked:
@@ -388,7 +394,7 @@ def ask_again(
     engine = make_engine(config, model, small, [replace(method)], len(samples), config.backend)  # type: ignore[type-var]
     rows = {}
     for (i, sample), answer in zip(asked.items(), engine.run(requests)[0], strict=True):
-        output, first = model.text.decode(answer.tokens), ended[i]
+        output, first = written(model, sample, answer), ended[i]
         score = group.task.score(sample, output)
         about = {"output": said[i], "new_tokens": len(first.tokens), "stopped": first.stopped}
         rows[i] = {
@@ -417,9 +423,8 @@ def make_row(
     answer: Answer,
 ) -> dict[str, Any]:
     """A line of samples.jsonl."""
-    assert model.text is not None
     sample, request, reads, g = group.samples[i], group.requests[i], answer.reads, model.geometry
-    output = model.text.decode(answer.tokens)
+    output = written(model, sample, answer)
     score = group.task.score(sample, output)
     sums = {
         name: float(sum(map(sum, reads.get(name, ()))))

@@ -65,8 +65,8 @@ COLUMNS = [  # of a line of samples.jsonl
     "hold",  # prompt tokens decoded through the method
     "references",
     "output",
-    "new_tokens",
-    "stopped",  # "stop" or "length"
+    "new_tokens",  # decoded: `output` ends before a stop string, which comes a little earlier
+    "stopped",  # "stop" (the model's own token), "stop_string" (the task's) or "length"
     "score",  # 0 to 1
     "details",
     "steps",  # scored decode steps

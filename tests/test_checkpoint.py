@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from macbench import run, store
 from macbench.cli import main
 from macbench.engine import Answer, Engine, Request
 from macbench.resume import join, loaded, rest, saved
+from macbench.tasks.longgenbench import sections
 
 NEW = 40
 TASK = ["task=ruler/niah_single_1", "length=512", f"max_new={NEW}", "limit=2", "block=2"]
@@ -172,6 +174,30 @@ def test_sampled_answers_go_on_with_the_same_draws(words, tmp_path, monkeypatch,
     assert main([*words, f"out={tmp_path / 'cut'}"]) == 0
     for row, other in zip(*(rows(tmp_path / x)["full"] for x in ("whole", "cut")), strict=True):
         assert other["resumed"] == [16] and unmarked(row) == unmarked(other)
+
+
+def test_a_stop_string_ends_a_text_also_where_it_was_cut_off(tiny, tmp_path, monkeypatch, capsys):
+    """The string begins before the fourth save and ends behind it."""
+    words = ["run", "task=longgenbench/diary", "length=40", "limit=2", *tiny, "checkpoint=5"]
+    words += ["method=[full,mac]", "mac.K=32", "mac.r=8", "model.dtype=float32"]
+    assert main([*words, f"out={tmp_path / 'free'}"]) == 0
+    free = rows(tmp_path / "free")
+    interrupted(9, [*words, f"out={tmp_path / 'cut'}"], monkeypatch)  # the fourth of the first cell
+    saved_ = json.loads(partial(tmp_path / "cut", "full").read_text().splitlines()[0])
+    tokenizer = AutoTokenizer.from_pretrained(tiny[0].partition("=")[2])
+    start = len(tokenizer.decode(saved_["answer"]["tokens"], skip_special_tokens=True))
+    stop = free["full"][0]["output"][start - 4 : start + 4]
+    monkeypatch.setattr(sections, "STOP", stop)
+    assert main([*words, f"out={tmp_path / 'whole'}"]) == 0
+    assert main([*words, f"out={tmp_path / 'cut'}"]) == 0
+    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
+    ended = whole["full"][0]
+    assert ended["output"] == free["full"][0]["output"].partition(stop)[0]
+    assert ended["stopped"] == "stop_string" and ended["new_tokens"] < 40
+    for before, row, again in zip(free["full"], whole["full"], cut["full"], strict=True):
+        assert_counts(row)
+        assert unmarked(again) == unmarked(row)
+        assert (row["stopped"] == "stop_string") == (stop in before["output"])
 
 
 def test_answers_that_had_ended_are_not_decoded_again(words, tmp_path, monkeypatch, capsys):

@@ -151,13 +151,15 @@ def decode(
     audit: Audit | None = None,
     every: int = 0,
     pause: Callable[[Tensor], None] | None = None,
+    ended: Callable[[Tensor], list[int]] | None = None,
 ) -> Tensor:
     """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
 
     longest: the largest of rows.lens; most: tokens no row exceeds. On a card the second step is
     captured as a CUDA graph and replayed from then on, where model and methods allow it; steps that
     the audit compares run eagerly. After every `every` steps (0: never) `pause` is called with the
-    tokens sampled so far; it may wait for the device and must leave rows and methods alone.
+    tokens sampled so far; it may wait for the device and must leave rows and methods alone. `ended`
+    gets them, too, wherever the host looks at the rows, and names rows that are to stop.
     """
     slots = len(rows.lens) // len(methods)
     loop = build(model, cache, rows, methods, traces, decoding, longest, most, steps, audit)
@@ -169,6 +171,8 @@ def decode(
     replay = loop.step
     for done in range(steps):
         if done % POLL[device.type] == 0:
+            if ended is not None:
+                rows.live[ended(loop.sampled[:, :done])] = False
             living = rows.live.view(len(methods), slots).any(1).tolist()
             if not any(living):
                 return loop.sampled[:, :done]

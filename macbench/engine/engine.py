@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from macbench.attention.base import Method, Prompt
+from macbench.engine.answer import Answer, Request, Transcript
 from macbench.engine.audit import Audit
 from macbench.engine.backend import resolve
 from macbench.engine.cache import PagedCache
@@ -20,32 +21,6 @@ from macbench.measure.trace import Trace
 
 if TYPE_CHECKING:
     from macbench.models import Model
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sample for the engine."""
-
-    tokens: list[int]  # the whole prompt
-    max_new: int
-    key: int  # identifies (task, sample, seed) for everything random
-    hold: int = 0  # last prompt tokens decoded through the method instead of prefilled
-    question: int | None = None  # token index where the question starts
-    made: int = 0  # of the answer's tokens, those that end `tokens` already
-    steps: int = 0  # decode steps that made them
-
-
-@dataclass
-class Answer:
-    """One method's answer to one request."""
-
-    tokens: list[int]  # generated, without the stop token
-    stopped: str  # "stop", "length", or "" while it grows
-    reads: dict  # Trace.fetch of the row, and Audit.fetch
-    prefill_s: float  # of the sample, shared by all methods
-    decode_s: float  # of the block, shared by all its rows
-    end: int | None = None  # the stop token
-    resumed: list[int] = field(default_factory=list)  # tokens there were when it was continued
 
 
 class Engine:
@@ -109,7 +84,7 @@ class Engine:
             began = time.perf_counter()
             prompt, first = self._prefill(slot, request, lengths[slot])
             prompts.append(prompt)
-            firsts.append(first)
+            firsts.append(int(first))
             seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
         self._fork(lengths)
@@ -117,32 +92,25 @@ class Engine:
         self._begin(prompts, rows, max(lengths))
         traces = [self._trace() for _ in self.methods]
         audit = Audit(self.audit, len(rows.lens), rows.lens.device) if self.audit else None
-        stop = set(self.model.stop_ids)
+        transcript = Transcript(self.model, requests, hold, firsts, len(self.methods))
 
-        def answer(m: int, slot: int, said: list[int]) -> Answer:
-            """said: what the row sampled, also behind its end."""
-            said = said[max(hold[slot] - 1, 0) :]
-            if not hold[slot]:
-                said = [int(firsts[slot]), *said]
-            tokens = said[: requests[slot].max_new]
-            end = next((i for i, token in enumerate(tokens) if token in stop), None)
-            whole = len(tokens) == requests[slot].max_new
-            audited = audit.fetch(m * self.slots + slot) if audit is not None else {}
-            return Answer(
-                tokens=tokens[:end],
-                stopped="stop" if end is not None else "length" if whole else "",
-                reads=traces[m].fetch(slot) | audited,
-                prefill_s=seconds[slot],
-                decode_s=time.perf_counter() - began,
-                end=None if end is None else tokens[end],
-            )
+        def ended(sampled: torch.Tensor) -> list[int]:
+            transcript.hear(sampled, rows.made)
+            return transcript.ended()
 
         def answers(sampled: torch.Tensor) -> list[list[Answer]]:
-            said = iter(sampled.tolist())  # rows are method-major
-            return [
-                [answer(m, slot, next(said)) for slot in range(self.slots)]
-                for m in range(len(self.methods))
+            transcript.hear(sampled, rows.made)
+            decode_s = time.perf_counter() - began
+            said = [
+                line.answer(
+                    traces[row // self.slots].fetch(row % self.slots)
+                    | (audit.fetch(row) if audit is not None else {}),
+                    seconds[row % self.slots],
+                    decode_s,
+                )
+                for row, line in enumerate(transcript.lines)
             ]
+            return [said[m : m + self.slots] for m in range(0, len(said), self.slots)]
 
         sampled = decode(
             self.model,
@@ -157,6 +125,7 @@ class Engine:
             audit,
             every,
             None if pause is None else lambda sampled: pause(answers(sampled)),
+            ended if any(r.stop for r in requests) else None,
         )
         said = answers(sampled)
         for method in self.methods:
@@ -255,7 +224,7 @@ class Engine:
         limit = [r.made + r.max_new for r in requests]
         stop = set(self.model.stop_ids)
         live = [
-            bool(h) or (r.max_new > 1 and int(f) not in stop)
+            bool(h) or (r.max_new > 1 and f not in stop)
             for h, r, f in zip(hold, requests, firsts, strict=True)
         ]
         regimes = [self.model.regime(len(r.tokens) + r.max_new) for r in requests]

@@ -46,6 +46,7 @@ class Sample:
     max_new_tokens: int
     cluster: str  # samples that share a text: the unit of resampling
     source: str  # "official", "embedded" or "synthetic" (generated, no text behind it)
+    stop: tuple[str, ...] = ()  # strings that end the answer; they are no part of it
     chat: bool = True  # False: prompt and prefix as they are, without the model's chat template
     extra: dict[str, Any] = field(default_factory=dict)  # kept in the sample's row
 

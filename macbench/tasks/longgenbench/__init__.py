@@ -11,15 +11,13 @@ tokens, comes on top.
 template=none is the published run of local models: the prompt as it is, with no more than a
 beginning-of-text token. template=model puts the model's chat template around all but the last line,
 the head of section 1, which then follows the generation prompt; so in both forms the text goes on
-after that head. Published decoding: temperature 0.95, top_p 0.95.
+after that head. Published decoding: temperature 0.95, top_p 0.95, stop at `*** finished`.
 
 A row's score is STIC-2 of its text: checks that the judge found fulfilled / all checks. While texts
 are generated they are judged by keywords; another judge follows when all are there, see
 `macbench.score`. What else is different from the published run:
 * without the official files prompts are generated (source=embedded): same wording, but people,
   events and the worked example are ours;
-* generation goes on after `*** finished`, until the model stops by itself or at the cap; what
-  follows these words is not scored;
 * draws of the sampled text come from macbench's generator, not vLLM's.
 """
 
@@ -63,7 +61,7 @@ class LongGenBench:
     """One scenario."""
 
     name: str
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     variant: str = "short"
     template: str = "none"
     data: str | None = None
@@ -101,6 +99,7 @@ class LongGenBench:
             max_new_tokens=length,
             cluster=name,
             source=source,
+            stop=(sections.STOP,),
             chat=model,
             extra={**plain(record), "capped": length if length < cap else None},
         )

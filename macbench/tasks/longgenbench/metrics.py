@@ -58,7 +58,6 @@ def score(
         "checks": checks,
         "verdicts": verdicts,
         "unclear": sum(map(unclear, said)),
-        "finished": text.finished,
         "blocks": len(text.blocks),
         "sections": len(text.sections),
         "repeated": text.repeated,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 MARK = "#*#"
-STOP = "*** finished"  # the published run stops here; what follows is not scored
+STOP = "*** finished"  # the published run stops here
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,6 @@ class Text:
     """A text and its sections."""
 
     whole: str  # with the prefix, up to STOP
-    finished: bool  # whether the model wrote STOP
     type: str
     blocks: list[str]  # what stands between the marks, the part before the first included
     sections: dict[int, str]  # number -> block, in the order of writing; any numbers
@@ -27,9 +26,8 @@ class Text:
 
 
 def read(output: str, prefix: str, type_: str) -> Text:
-    """Split what was generated after `prefix`."""
-    written, stop, _ = output.partition(STOP)
-    whole = prefix + written
+    """Split what was generated after `prefix`; texts stored by version 1 go on behind STOP."""
+    whole = prefix + output.partition(STOP)[0]
     blocks = whole.split(MARK)
     sections: dict[int, str] = {}
     repeated = 0
@@ -39,7 +37,7 @@ def read(output: str, prefix: str, type_: str) -> Text:
             repeated += 1
         elif found:
             sections[int(found[1])] = block
-    return Text(whole, bool(stop), type_, blocks, sections, repeated)
+    return Text(whole, type_, blocks, sections, repeated)
 
 
 def completion(text: Text, number: int) -> float:
