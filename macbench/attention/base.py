@@ -53,6 +53,15 @@ class Geometry:
         return 2 * self.head_dim * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Lists:
+    """What the host knows of a step's lists: in every layer and head, a row has as many pieces."""
+
+    counts: list[int]  # of each row
+    piece: int  # tokens of a piece
+    per_row: int  # lists of a row: Hkv, or Hq where each query head has its own
+
+
 @dataclass
 class Prompt:
     """One sample's prefilled prompt, as handed to `Method.begin` (the prefill was exact)."""
@@ -64,6 +73,12 @@ class Prompt:
     q_pre: list[Tensor] = field(default_factory=list)  # per layer [n, Hq, d]: last n positions
     q: list[Tensor] = field(default_factory=list)  # the same after RoPE
     shared: dict[Any, Any] = field(default_factory=dict)
+    decoded: int = 0  # of N, tokens that had been decoded when the answer was cut off
+
+    @property
+    def original(self) -> int:
+        """Tokens of the prompt when the answer began: what budgets are shares of."""
+        return self.length - self.decoded
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """`make()`, computed once for all methods that derive the same thing from this prompt."""
@@ -108,6 +123,12 @@ class Method:
         not loop over rows or heads in Python.
         """
         raise NotImplementedError
+
+    def lists(self, lens: list[int]) -> Lists | None:
+        """The lists that `attend` will give `view.exact` at these lens, for a kernel that plans on
+        the host; None: no lists, or lists it cannot know. A page that is not full comes first.
+        """
+        return None
 
     def settle(self, view: View, trace: Trace) -> None:
         """After the last layer of a step: report what is cheaper to report for all layers at once.

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from macbench.attention.base import Method
+from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
 from macbench.attention.select import group_mean, union
 
@@ -36,7 +36,7 @@ class OracleTopK(Method):
         return 0
 
     def begin(self, layer, slot, prompt, view):
-        self.most[slot] = max(int(self.tokens * prompt.length), 1)
+        self.most[slot] = max(int(self.tokens * prompt.original), 1)
         if self.tokens >= 1:
             self.most[slot] = prompt.length + prompt.max_new
         if layer == 0:
@@ -59,6 +59,12 @@ class OracleTopK(Method):
             layer, view, head_tokens=kept[:, None], kv_tokens=(view.lens[:, None] + loaded) / 2
         )
         return view.exact(layer, q, tokens=chosen, counts=counts)[0]
+
+    def lists(self, lens):
+        counts = [min(most, n) for most, n in zip(self.most, lens, strict=True)]
+        g = self.geometry
+        chosen = g.kv_heads if self.shared else g.q_heads
+        return Lists(counts, 1, chosen)
 
     def witness(self, totals):
         return totals["head_tokens"] < totals["context_head"]

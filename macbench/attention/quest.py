@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 
-from macbench.attention.base import Method
+from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
 from macbench.attention.select import union
 from macbench.kernels.paged import PAGE, wide
@@ -66,7 +66,7 @@ class Quest(Method):
 
     def begin(self, layer, slot, prompt, view):
         if layer == 0:
-            self.most[slot] = self.pages(self.geometry, prompt.length)
+            self.most[slot] = self.pages(self.geometry, prompt.original)
             if self.budget >= 1:
                 self.most[slot] = self.low.shape[3]
             self.kept[slot] = self.most[slot]
@@ -109,6 +109,11 @@ class Quest(Method):
         bounds = held * self.geometry.token_bytes
         trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=bounds)
         return view.exact(layer, q, pages=chosen, counts=counts)[0]
+
+    def lists(self, lens):
+        pages = [min(most, -(-n // PAGE)) for most, n in zip(self.most, lens, strict=True)]
+        g = self.geometry
+        return Lists(pages, PAGE, g.kv_heads if self.shared else g.q_heads)
 
     def _update(self, layer, view):
         """Let the newest token's key into its page's bounds."""

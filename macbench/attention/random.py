@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from macbench.attention.base import Method
+from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
 from macbench.attention.rng import uniform
 
@@ -40,7 +40,7 @@ class RandomTokens(Method):
         return 0
 
     def begin(self, layer, slot, prompt, view):
-        self.most[slot] = max(int(self.tokens * prompt.length), self.sink + self.recent)
+        self.most[slot] = max(int(self.tokens * prompt.original), self.sink + self.recent)
         if self.tokens >= 1:
             self.most[slot] = prompt.length + prompt.max_new
         if layer == 0:
@@ -58,6 +58,10 @@ class RandomTokens(Method):
         tokens = draw.topk(min(max(self.most), view.bound), dim=-1).indices
         counts = kept[:, None].expand(tokens.shape[:2])
         return view.exact(layer, q, tokens=tokens, counts=counts)[0]
+
+    def lists(self, lens):
+        counts = [min(most, n) for most, n in zip(self.most, lens, strict=True)]
+        return Lists(counts, 1, self.geometry.kv_heads)
 
     def settle(self, view, trace):
         kept = torch.minimum(self.kept, view.lens)[:, None]

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from macbench.attention.base import Method
+from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
 
 
@@ -37,7 +37,7 @@ class StreamingLLM(Method):
         return 0
 
     def begin(self, layer, slot, prompt, view):
-        self.most[slot] = max(int(self.budget * prompt.length), self.sink + 1)
+        self.most[slot] = max(int(self.budget * prompt.original), self.sink + 1)
         if self.budget >= 1:  # everything, decoded tokens too
             self.most[slot] = prompt.length + prompt.max_new
         if layer == 0:
@@ -56,6 +56,10 @@ class StreamingLLM(Method):
             tokens=tokens[:, None].expand(*heads, -1),
             counts=kept[:, None].expand(heads),
         )[0]
+
+    def lists(self, lens):
+        counts = [min(most, n) for most, n in zip(self.most, lens, strict=True)]
+        return Lists(counts, 1, self.geometry.kv_heads)
 
     def settle(self, view, trace):
         kept = torch.minimum(self.kept, view.lens)[:, None]

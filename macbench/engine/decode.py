@@ -54,6 +54,7 @@ class Loop:
     """A decode step of a block's rows, to be run or captured, and what it leaves behind."""
 
     step: Callable[[], None]  # one token of every row; nothing of it depends on the host
+    methods: Sequence[Method]
     forks: list[View]  # of each method
     active: list[int]  # methods that still have a live row
     sampled: Tensor  # [R, steps]
@@ -69,8 +70,9 @@ class Loop:
         """Before the step after `done` steps: what the host knows of it."""
         slots = len(self.began) // len(self.forks)
         for m, fork in enumerate(self.forks):
-            lens = self.began[m * slots : (m + 1) * slots]
-            fork.plan([min(n + done + 1, self.most) for n in lens])
+            began = self.began[m * slots : (m + 1) * slots]
+            lens = [min(n + done + 1, self.most) for n in began]
+            fork.plan(lens, self.methods[m].lists(lens))
 
 
 def build(
@@ -134,7 +136,7 @@ def build(
         rows.live.logical_and_(~(emitted & ended))
         clock.add_(1)
 
-    return Loop(step, forks, active, sampled, rows.lens.tolist(), most)
+    return Loop(step, methods, forks, active, sampled, rows.lens.tolist(), most)
 
 
 @torch.inference_mode()

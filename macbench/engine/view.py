@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from macbench.attention.base import Lists
 from macbench.engine import backend
 from macbench.engine.cache import PagedCache, pages_for
 from macbench.kernels import paged
@@ -45,10 +46,11 @@ class View:
         slots, whole = len(self.lens), self.cache.prompt_pages
         return pool[: slots * whole].unflatten(0, (slots, whole))[:, : self.run]
 
-    def plan(self, lens: list[int]) -> None:
-        """Before a step: its lens, as far as the host knows (a finished row's may be less)."""
+    def plan(self, lens: list[int], lists: Lists | None = None) -> None:
+        """Before a step: its lens, as far as the host knows (a finished row's may be less), and
+        the method's lists."""
         if self.kernels is not None:
-            self.kernels.plan(self.table, lens)
+            self.kernels.plan(self.table, lens, lists)
 
     def stretch(self, most: int, steps: int) -> None:
         """From now on `grow` changes nothing: shapes hold for `steps` tokens, `most` in all."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from macbench.attention import Geometry, create
+from macbench.attention.base import Lists
 from macbench.engine import Engine, Request
 from macbench.engine.backend import make
 from macbench.kernels import paged
@@ -82,8 +83,9 @@ def test_no_method_waits_for_the_host_inside_a_step(backend):
     answers("cuda", backend, guard=True)
 
 
-@pytest.mark.parametrize("lens", [(1, 16, 300), (17, 255, 129)])
-def test_flashinfer_attends_like_torch(lens):
+@pytest.fixture
+def flashinfer():
+    """FlashInfer's attention of three rows, and random q, pools and table for it."""
     pytest.importorskip("flashinfer", reason="needs flashinfer-python")
     g = Geometry(
         layers=1,
@@ -101,15 +103,62 @@ def test_flashinfer_attends_like_torch(lens):
     k, v = torch.randn(2, pages, 2, 16, 64, generator=draw, device="cuda").bfloat16()
     q = torch.randn(3, 6, 64, generator=draw, device="cuda").bfloat16()
     table = torch.randperm(pages, generator=draw, device="cuda").view(3, -1)
-    kernels = make(g, 3)
+    return make(g, 3), g, (q, k, v, table)
+
+
+def alike(ours, exact):
+    torch.testing.assert_close(ours[0].float(), exact[0].float(), rtol=0.02, atol=0.01)
+    torch.testing.assert_close(ours[1], exact[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("lens", [(1, 16, 300), (17, 255, 129)])
+def test_flashinfer_attends_like_torch(flashinfer, lens):
+    kernels, g, inputs = flashinfer
     for more in range(3):  # planned anew for every step
         now = torch.tensor(lens, device="cuda") + more
-        kernels.plan(table, now.tolist())
-        out, lse = kernels.over(q, k, v, table, now)
+        kernels.plan(inputs[-1], now.tolist())
         page = torch.arange(20, device="cuda").expand(3, 2, -1)
-        held = (now + 15) // 16
-        exact, level = paged.attend_pages(
-            q, k, v, table, page, held[:, None].expand(3, 2), now, g.scale
-        )
-        torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.01)
-        torch.testing.assert_close(lse, level, rtol=1e-3, atol=1e-3)
+        counts = ((now + 15) // 16)[:, None].expand(3, 2)
+        exact = paged.attend_pages(*inputs, page, counts, now, g.scale)
+        alike(kernels.over(*inputs, now), exact)
+
+
+@pytest.mark.parametrize("piece", [paged.PAGE, 1], ids=["pages", "tokens"])
+@pytest.mark.parametrize("per_row", [2, 6], ids=["a group's", "a head's"])
+def test_flashinfer_attends_over_lists_like_torch(flashinfer, piece, per_row):
+    """Lists of unequal length, the newest piece first; a captured call follows the next plan."""
+    kernels, g, (q, k, v, table) = flashinfer
+    lists = torch.empty(3, per_row, 9, dtype=torch.int64, device="cuda")
+    counts = torch.empty(3, per_row, dtype=torch.int64, device="cuda")
+    lens = torch.empty(3, dtype=torch.int64, device="cuda")
+
+    def prepare(now: tuple[int, ...], most: tuple[int, ...]) -> None:
+        lens.copy_(torch.tensor(now))
+        held = [-(-n // piece) for n in now]
+        for row, n in enumerate(held):
+            for head in range(per_row):
+                others = torch.randperm(n - 1)[:8]  # a list names no page twice
+                lists[row, head] = 0
+                lists[row, head, : 1 + len(others)] = torch.tensor([n - 1, *others.tolist()])
+        own = [min(a, b) for a, b in zip(most, held, strict=True)]
+        counts.copy_(torch.tensor(own)[:, None].expand(3, per_row))
+        kernels.plan(table, list(now), Lists(own, piece, per_row))
+
+    def ours():
+        return kernels.over(q, k, v, table, lens, lists, counts, piece)
+
+    def exact():
+        if piece == 1:
+            return paged.attend_tokens(q, k, v, table, lists, counts, g.scale)
+        return paged.attend_pages(q, k, v, table, lists, counts, lens, g.scale)
+
+    prepare((31, 160, 300), (9, 4, 7))
+    alike(ours(), exact())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ours()
+    prepare((300, 33, 161), (2, 9, 5))
+    for out in captured:
+        out.fill_(torch.nan)
+    graph.replay()
+    alike(captured, exact())
