@@ -1,7 +1,8 @@
 """Long answers: what a cell keeps of them while they grow, and how another process goes on.
 
 What was generated is prefilled exactly behind the prompt and the rest decoded. A method's own state
-is then that of a longer prompt, not what it had become, so such an answer names the places.
+is then that of a longer prompt, not what it had become, so such an answer names the places; what a
+method's budget is a share of stays the prompt that was prefilled at first.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def rest(request: Request, before: Answer | None) -> Request:
         hold=1,
         made=len(before.tokens),
         steps=int(before.reads["steps"]),
+        decoded=min(request.hold, len(request.tokens) - 1) + len(before.tokens) - 1,
     )
 
 

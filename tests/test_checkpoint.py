@@ -68,7 +68,7 @@ def partial(out: Path, method: str) -> Path:
 
 
 def unmarked(row: store.Row) -> store.Row:
-    return {name: value for name, value in row.items() if name not in ("resumed", "resident")}
+    return {name: value for name, value in row.items() if name != "resumed"}
 
 
 def killed(saves: int, words: list[str]) -> None:
@@ -239,6 +239,27 @@ def rows_now(out: Path) -> dict[str, list[int]]:
     )
 
 
+@pytest.mark.parametrize("hold", ["0", "question"])
+def test_budgets_stay_shares_of_the_prompt(words, tmp_path, monkeypatch, capsys, hold):
+    """A continued row keeps and reads as many tokens as one that was never cut off."""
+    shares = ["quest.budget=0.3", "quest.shared=true", "quest.dense_layers=0"]
+    shares += ["streaming_llm.budget=0.3", "oracle_topk.tokens=0.3", "random.tokens=0.3"]
+    methods = ["quest", "streaming_llm", "oracle_topk", "random"]
+    words = [word for word in words if not word.startswith(("mac.", "streaming_llm."))]
+    words += [f"method=[{','.join(methods)}]", *shares, f"hold={hold}", "limit=1"]
+    assert main([*words, f"out={tmp_path / 'whole'}"]) == 0
+    whole = rows(tmp_path / "whole")
+    saves = (whole["quest"][0]["hold"] if hold == "question" else 0) // 5 + 4
+    interrupted(len(methods) * saves, [*words, f"out={tmp_path / 'cut'}"], monkeypatch)
+    assert main([*words, f"out={tmp_path / 'cut'}"]) == 0
+    cut = rows(tmp_path / "cut")
+    for method in methods:
+        (undisturbed,), (row,) = whole[method], cut[method]
+        assert row["resumed"] and row["new_tokens"] == undisturbed["new_tokens"]
+        for name in ("head_tokens", "kv_tokens", "meta_bytes", "resident", "context_kv"):
+            assert row[name] == undisturbed[name], (method, name)
+
+
 def test_held_tokens_are_decoded_before_the_answer(words, tmp_path, monkeypatch, capsys):
     """Cut off while they still are, and 20 steps later."""
     words = [*words, "hold=question"]
@@ -309,7 +330,8 @@ def test_parts_are_joined():
     before = loaded(line, "sha")
     assert before is not None and before.tokens == [5, 6]
     left = rest(Request([1, 2, 3], max_new=10, key=9, question=2), before)
-    assert left == Request([1, 2, 3, 5, 6], 8, key=9, hold=1, question=2, made=2, steps=1)
+    ask = {"hold": 1, "question": 2, "made": 2, "steps": 1, "decoded": 1}
+    assert left == Request([1, 2, 3, 5, 6], 8, key=9, **ask)
     both = join(before, part([8], 2.0, **tally))
     assert both.tokens == [5, 6, 8] and both.resumed == [2] and both.decode_s == 4.0
     assert both.reads == {

@@ -25,6 +25,7 @@ class Request:
     stop: tuple[str, ...] = ()  # strings that end the answer; for models with a tokenizer
     made: int = 0  # of the answer's tokens, those that end `tokens` already
     steps: int = 0  # decode steps that made them
+    decoded: int = 0  # of `tokens` without the held ones, those that had been decoded for it
 
 
 @dataclass

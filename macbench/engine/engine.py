@@ -208,7 +208,8 @@ class Engine:
         self._wait()
         held = len(request.tokens) - length
         question = length if request.question is None else min(request.question, length)
-        prompt = Prompt(length, held + request.max_new, question, request.key, q_pre, q)
+        room = held + request.max_new
+        prompt = Prompt(length, room, question, request.key, q_pre, q, decoded=request.decoded)
         return prompt, first
 
     def _rows(self, requests, lengths, hold, firsts) -> Rows:
