@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import tokenizers
 
 from macbench.errors import MacbenchError
 
@@ -18,6 +22,15 @@ class Text:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.chat = bool(tokenizer.chat_template)
+
+    @cached_property
+    def identity(self) -> str:
+        """Checksum of the tokenizer (not of its chat template) and of the library's version."""
+        if self.tokenizer.is_fast:
+            rules = self.tokenizer.backend_tokenizer.to_str()
+        else:
+            rules = f"{self.tokenizer.get_vocab()} {self.tokenizer}"
+        return hashlib.sha256(f"{tokenizers.__version__} {rules}".encode()).hexdigest()[:16]
 
     def render(self, user: str, answer_prefix: str = "") -> str:
         """The prompt as one string: template around the user's turn, then the answer prefix."""

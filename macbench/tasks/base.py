@@ -20,6 +20,11 @@ class Renderer(Protocol):
     prompt, so the model continues it.
     """
 
+    @property
+    def identity(self) -> str:
+        """Of what turns a text into tokens and back; letters and digits."""
+        ...
+
     def encode(self, user: str, answer_prefix: str = "") -> list[int]: ...
 
     def count(self, user: str, answer_prefix: str = "") -> int: ...

@@ -56,6 +56,13 @@ def test_plain_text_of_a_base_model(texts):
     assert text.encode("the cat", " is") == text.encode("the cat is")
 
 
+def test_a_tokenizer_is_told_from_another(texts, zoo):
+    assert len({text.identity for text in texts.values()}) == 1  # whatever the template
+    other = zoo.tokenizer(None)
+    other.add_tokens(["<other>"])
+    assert Text(zoo.tokenizer(None)).identity == texts["chat"].identity != Text(other).identity
+
+
 @given(user=turns, prefix=turns)
 def test_prompt_is_encoded_as_one_string(texts, user, prefix):
     """Decoding gives the rendered string back, and `count` is the length of `encode`."""

@@ -20,6 +20,7 @@ from macbench.cli import main
 from macbench.errors import MacbenchError
 from macbench.tasks.longbench_v2 import breakdown, data, embedded, notes, prompts, title
 from macbench.tasks.longbench_v2.answer import extract
+from macbench.tasks.longbench_v2.cuts import Cuts
 from macbench.tasks.longbench_v2.questions import KINDS
 from macbench.tasks.longbench_v2.truncate import cut, middle
 
@@ -43,7 +44,11 @@ RECORD = data.to_record(ROW)
 class Words:
     """A tokenizer of words with the blank before them; it marks the beginning of a text."""
 
+    identity = "words"
+    longest = 0  # text it was given, in characters
+
     def plain(self, text):
+        self.longest = max(self.longest, len(text))
         return ["<s>", *re.findall(r"<\|\w+\|>|\s(?=<\|)|\s?\w+|\s?[^\w\s]|\s", text)]
 
     def decode(self, ids):
@@ -209,6 +214,65 @@ def test_a_real_tokenizer_cuts_to_the_tokens(tiny):
         assert made.prompt == text.decode([*ids[: most // 2], *ids[-most // 2 :]])
         assert made.tokens == most and made.original == len(ids) > most
         assert "</s>" not in made.prompt and made.prompt[made.question :] == ask
+
+
+# --- cuts from the cache ------------------------------------------------------------------------
+
+
+class Pairs(Words):
+    """Another tokenizer."""
+
+    identity = "pairs"
+
+    def plain(self, text):
+        super().plain(text)
+        return ["<s>", *(text[i : i + 2] for i in range(0, len(text), 2))]
+
+
+ASK = "What is the correct answer to this question: now"
+TEXTS = [
+    "short. ",
+    "one two. " * 40,
+    "an <|end|> of " + "four " * 60,
+    "of " + "four " * 90 + "<|a|> ",
+]
+
+
+@pytest.mark.parametrize("most", [52, 61])
+def test_a_cut_from_the_cache_is_the_cut(most):
+    for text in (Words(), Pairs()):
+        want = [cut(text, before, ASK, most) for before in TEXTS]
+        for _ in range(2):
+            assert [Cuts(text).cut(before, ASK, most) for before in TEXTS] == want
+        assert Cuts(text).cut(TEXTS[1], ASK, most + 1) == cut(text, TEXTS[1], ASK, most + 1)
+        other = f"{TEXTS[1]}x "
+        assert Cuts(text).cut(other, ASK, most) == cut(text, other, ASK, most)
+        assert Cuts(text).cut(TEXTS[1], f"{ASK}?", most) == cut(text, TEXTS[1], f"{ASK}?", most)
+
+
+def test_a_prompt_goes_through_the_tokenizer_once(folder):
+    """All but one whose text decoding has changed in a way that no cut describes."""
+    for name, again in (("other " * 500, 0), ("<|a|> other " * 500, 6000)):
+        rows = json.loads((folder / "data.json").read_text())
+        rows[1]["context"] = name
+        (folder / "data.json").write_text(json.dumps(rows))
+        task = tasks.get("longbench_v2", data=str(folder))
+        first, second = Words(), Words()
+        samples = list(task.samples(first, 400, 0, 3))
+        assert samples == list(task.samples(second, 400, 0, 3))
+        assert first.longest > 3000 and (second.longest > again if again else not second.longest)
+
+
+def test_damage_to_the_cache_is_mended():
+    made = Cuts(Words())
+    want = [made.cut(before, ASK, 40) for before in TEXTS]
+    whole = made.path.read_bytes()
+    for left in (b"", b"\xff\x00\n[1]\n{}\n" + whole[:-20]):
+        made.path.write_bytes(left)
+        assert [Cuts(Words()).cut(before, ASK, 40) for before in TEXTS] == want
+    made.path.unlink()
+    made.path.mkdir()  # neither readable nor writable as a file
+    assert [Cuts(Words()).cut(before, ASK, 40) for before in TEXTS] == want
 
 
 # --- samples ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean as mean
 from typing import Any
 
@@ -25,8 +26,9 @@ from macbench.tasks.base import Renderer, Sample, Score
 from macbench.tasks.longbench_v2 import data as records
 from macbench.tasks.longbench_v2 import embedded, prompts
 from macbench.tasks.longbench_v2.answer import extract
+from macbench.tasks.longbench_v2.cuts import Cuts
 from macbench.tasks.longbench_v2.data import Record
-from macbench.tasks.longbench_v2.truncate import cut
+from macbench.tasks.longbench_v2.truncate import Cut, cut
 
 __all__ = ["LENGTH", "TASKS", "breakdown", "length_text", "make", "notes", "title"]
 
@@ -70,6 +72,8 @@ class LongBenchV2:
         found = None if self.data == "embedded" else records.find(self.data)
         source = "embedded" if found is None else found.source
         made = self._embedded(text, length, seed) if found is None else iter(found)
+        # generated texts went through the tokenizer to be made
+        cutting = partial(cut, text) if found is None else Cuts(text).cut
         for index in range(limit):
             record = next(made, None)
             if record is None:
@@ -77,7 +81,8 @@ class LongBenchV2:
                     f"longbench_v2 has {index} {source} records and limit={limit} was asked for; "
                     f"lower limit{'' if source == 'official' else f', or run `{records.FETCH}`'}."
                 )
-            yield self._sample(text, record, index, length, source)
+            kept = cutting(*prompts.fill(self.template, record), length)
+            yield self._sample(kept, record, index, source)
 
     def _embedded(self, text: Renderer, length: int, seed: int) -> Iterator[Record]:
         def tokens(record: Record) -> int:
@@ -90,10 +95,7 @@ class LongBenchV2:
             else:
                 yield embedded.fit(draft, tokens, sizes, length)
 
-    def _sample(
-        self, text: Renderer, record: Record, index: int, length: int, source: str
-    ) -> Sample:
-        made = cut(text, *prompts.fill(self.template, record), length)
+    def _sample(self, made: Cut, record: Record, index: int, source: str) -> Sample:
         return Asked(
             index=index,
             id=record.id,
