@@ -1,10 +1,10 @@
-# make demo   a small true comparison on this machine (N=50 narrows its intervals, LENGTH=4k)
+# make demo   a small true comparison on three benchmarks (N and LENGTH are those of RULER's samples)
 # make test   every test        make lint   style and types        make bench   needs a GPU
 # Each sets up its own virtual environment in $(VENV) first; a second run reuses it.
 
 VENV ?= .venv
 EXTRAS ?= dev
-N ?= 8
+N ?= 5
 LENGTH ?= 2k
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -136,11 +136,13 @@ def parser() -> Parser:
     add = command(
         "demo",
         demo,
-        "A small true comparison on this machine: table and two figures.",
+        "A small true comparison on three benchmarks: table and two figures.",
         "macbench demo --samples 2 --length 1k",
     )
-    add.add_argument("--samples", type=int, default=8, metavar="N", help="per task (default 8)")
-    add.add_argument("--length", default="2k", help="tokens (default 2k)")
+    add.add_argument(
+        "--samples", type=int, default=5, metavar="N", help="per RULER task (default 5)"
+    )
+    add.add_argument("--length", default="2k", help="tokens of a RULER sample (default 2k)")
     add.add_argument("--out", type=Path, default=Path("results/local/demo"), metavar="DIR")
     return top
 
@@ -285,7 +287,7 @@ def show(args: argparse.Namespace) -> None:
 
 def plot(args: argparse.Namespace) -> None:
     from macbench import plots
-    from macbench.store import check_writable
+    from macbench.cell import check_writable
 
     folder = args.out or _results(args.dir)
     check_writable(folder)
@@ -315,7 +317,7 @@ def fetch(args: argparse.Namespace) -> None:
 
 
 def env(args: argparse.Namespace) -> None:
-    from macbench.store import environment
+    from macbench.environment import environment
 
     for key, value in environment().items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The tables of a results folder: one block per model and length, one row per method.
+"""The tables of a results folder: one block per model, benchmark and length, a row per method.
 
 A row pools the tasks and seeds of a method: accuracies weigh tasks equally, budgets weigh decode
 steps equally. Differences to full attention are paired by sample. How intervals and p-values come
@@ -23,7 +23,7 @@ from macbench.measure.budget import Budgets, acceptance, budgets, match_radius
 from macbench.measure.stats import Comparison, Interval, compare, holm, interval
 from macbench.store import Results
 
-FAMILIES = {"longbench_v2": "LongBench v2", "longgenbench": "LongGenBench", "ruler": "RULER"}
+FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
 PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
 EXPLAIN = (
     "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
@@ -94,14 +94,15 @@ def render(blocks: list[Block], format: str) -> str:
 
 
 def summarise(results: Results) -> list[Block]:
-    """The blocks of a results folder, by model and length."""
+    """The blocks of a results folder, by model, benchmark and length."""
     cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
     layers = results.layers.merge(cells[["row"]], left_on="cell", right_index=True)
     reuse = acceptance(layers, by=["row"])
     columns = ["task", "seed", "row"]
     samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
     samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
-    keys = ["model", "length", "hold", "dtype", "weights"]
+    family = cells["task"].map(lambda task: [*FAMILIES, _family(task)].index(_family(task)))
+    keys = ["model", family, "length", "hold", "dtype", "weights"]
     groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
     return [
         _block(some, judged, reuse)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -14,35 +16,42 @@ MARKS = "osD^vP*X<>hp"
 
 
 def draw(results: Results) -> Figure:
-    """A panel per model and length. x: achieved byte budget (log); y: accuracy over tasks.
+    """A panel per model, benchmark and length.
 
-    Bars are 95 % intervals. Full attention is the dashed line with its interval as a band; controls
-    are hollow.
+    x: achieved byte budget (log); y: accuracy over tasks. Bars are 95 % intervals. Full attention
+    is the dashed line with its interval as a band; controls are hollow. A method looks the same in
+    every panel.
     """
     blocks = [block for block in summarise(results) if any(line.n for line in block.lines)]
     if not blocks:
         raise MacbenchError("there are no finished samples to draw; run the cells first.")
     figure, axes = plt.subplots(
-        1, len(blocks), figsize=(6.4 * len(blocks), 4.4), squeeze=False, layout="constrained"
+        1, len(blocks), figsize=(2 + 4.4 * len(blocks), 4.4), squeeze=False, layout="constrained"
     )
+    named = (_method(line) for block in blocks for line in block.lines)
+    methods = [*dict.fromkeys(name for name in named if name != "full")]
     for axis, block in zip(axes[0], blocks, strict=True):
-        panel(axis, block)
-    axes[0][-1].legend(fontsize=7, frameon=False)
+        panel(axis, block, methods)
     return figure
 
 
-def panel(axis: plt.Axes, block: Block) -> None:
+def _method(line: Line) -> str:
+    return line.label.split()[0]
+
+
+def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
+    """One block. methods: those of all panels, whose order gives colours and marks."""
     families: dict[str, list[Line]] = {}
     for line in block.lines:
         if line.accuracy and line.budgets and line.budgets.byte is not None:
-            families.setdefault(line.label.split()[0], []).append(line)
+            families.setdefault(_method(line), []).append(line)
     full = families.pop("full", [])
     for line in full:
         assert line.accuracy
         axis.axhspan(100 * line.accuracy.low, 100 * line.accuracy.high, color="0.5", alpha=0.12)
         axis.axhline(100 * line.accuracy.mean, color="0.35", ls="--", lw=1, label="full attention")
-    for i, (name, lines) in enumerate(families.items()):
-        points = []
+    for name, lines in families.items():
+        i, points = methods.index(name), []
         for line in lines:
             assert line.accuracy and line.budgets and line.budgets.byte is not None
             a = line.accuracy
@@ -66,8 +75,9 @@ def panel(axis: plt.Axes, block: Block) -> None:
     for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         which(PercentFormatter(decimals=0))
     axis.tick_params(axis="x", which="both", labelsize=7)
-    axis.set_xlabel("bytes read per decode step, % of full attention's (metadata included)")
+    axis.set_xlabel("bytes read per decode step, % of full attention's\n(metadata included)")
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(-3, 103)
-    axis.set_title(block.title, fontsize=8, wrap=True)
+    axis.set_title(fill(block.title, 64), fontsize=8)
     axis.grid(alpha=0.2)
+    axis.legend(fontsize=7, frameon=False)

@@ -14,23 +14,22 @@ PANELS = (("acceptance", "acceptance rate"), ("skip", "skipped prefix (a miss co
 
 
 def draw(results: Results) -> Figure:
-    """A row per MAC cell label, all tasks together; x: layer, y: query head."""
-    layers = results.layers.merge(results.cells[["label"]], left_on="cell", right_index=True)
-    rates = acceptance(layers, by=("label", "layer", "head"))
+    """A row per benchmark and MAC cell label, all its tasks together; x: layer, y: query head."""
+    benchmark = results.cells["task"].map(lambda task: task.partition("/")[0])
+    cells = results.cells[["label"]].assign(benchmark=benchmark)
+    layers = results.layers.merge(cells, left_on="cell", right_index=True)
+    rates = acceptance(layers, by=("benchmark", "label", "layer", "head"))
     if rates.empty:
         raise MacbenchError("no cell here counted matches; run one with method=mac first.")
-    labels = list(dict.fromkeys(results.cells["label"]))
-    labels = [label for label in labels if label in rates.index.get_level_values("label")]
+    groups = [*rates.groupby(["benchmark", "label"])]
     figure, axes = plt.subplots(
-        len(labels), 2, figsize=(9, 1.1 + 1.6 * len(labels)), squeeze=False, layout="constrained"
+        len(groups), 2, figsize=(9, 1.1 + 1.6 * len(groups)), squeeze=False, layout="constrained"
     )
-    for row, label in zip(axes, labels, strict=True):
+    for row, ((name, label), rate) in zip(axes, groups, strict=True):
         for axis, (column, title) in zip(row, PANELS, strict=True):
-            grid = rates.loc[label][column].unstack("layer")
+            grid = rate[column].droplevel(["benchmark", "label"]).unstack("layer")
             image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-            axis.set_title(
-                f"{label}: {title}, mean {rates.loc[label][column].mean():.0%}", fontsize=9
-            )
-            axis.set(xlabel="layer", ylabel="query head")
+            axis.set_title(f"{label}: {title}, mean {rate[column].mean():.0%}", fontsize=8)
+            axis.set(xlabel="layer", ylabel=f"{name}\nquery head", yticks=range(0, len(grid), 2))
             figure.colorbar(image, ax=axis, format=PercentFormatter(1, decimals=0))
     return figure

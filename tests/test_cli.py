@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from macbench import presets
+from macbench import presets, store
 from macbench.cli import main, parser
 from macbench.config import configure
+from macbench.experiments import demo
+from macbench.report import summarise
 
 ROOT = Path(__file__).parents[1]
 WINDOW = 2048
@@ -133,7 +135,7 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
     def interrupt() -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("macbench.store.environment", interrupt)
+    monkeypatch.setattr("macbench.cell.environment", interrupt)
     assert main(["env"]) == 130
     assert "the same command again continues" in capsys.readouterr().err
 
@@ -184,6 +186,31 @@ def test_a_sweep_with_a_failing_job_says_so_and_does_the_others(capsys, here, ti
     assert main([*run(), "-m", *words]) == 2
     assert f"window of {WINDOW} tokens" in capsys.readouterr().err
     assert len(rows(here / "results")) == 1
+
+
+def test_the_demo_makes_one_table_of_three_benchmarks_and_continues(capsys, here, tiny):
+    """On a model that is small enough for a test."""
+
+    def commands(samples: int) -> list[list[str]]:
+        asked = demo.runs(Path("results"), samples, "1k").values()
+        own = [[word for word in words if not word.startswith("model")] for words in asked]
+        return [["run", *words, *tiny, "unreachable=floor"] for words in own]
+
+    assert [main(words) for words in commands(samples=1)] == [0, 0, 0]
+    blocks = summarise(store.read("results"))
+    for block, name in zip(blocks, ("RULER", "LongBench v2", "LongGenBench"), strict=True):
+        assert f"{name} source=embedded" in block.title
+        labels = [line.label.split()[0] for line in block.lines]
+        assert labels[0] == "full" and {"mac", "streaming_llm"} < {*labels}
+    assert "capped" in blocks[2].title and "judge=keyword" in blocks[2].title
+    assert main(["plot", "accuracy_budget", "--from", "results"]) == 0
+    assert main(["plot", "layer_heatmaps", "--from", "results"]) == 0
+
+    first = rows(here / "results")
+    assert [main(words) for words in commands(samples=2)] == [0, 0, 0]
+    for cell, samples in rows(here / "results").items():
+        assert samples[: len(first[cell])] == first[cell]
+        assert len(samples) == len(first[cell]) + ("ruler" in cell)
 
 
 # --- what there is -------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ def wilson(right: float, n: int) -> Interval:
     """Wilson's score interval of a share right / n."""
     middle = (right + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * (right * (n - right) / n + Z**2 / 4) ** 0.5
-    return Interval(right / n, max(0.0, middle - half), min(1.0, middle + half))
+    mean = right / n  # which rounding must not leave outside where it is 0 or 1
+    return Interval(mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half)))
 
 
 def newcombe(both: int, worse: int, better: int, neither: int) -> Interval:

@@ -46,6 +46,11 @@ def test_wilson_ends_and_middle():
         assert (0.5 - x) ** 2 == pytest.approx(Z**2 * x * (1 - x) / 20)
 
 
+@pytest.mark.parametrize("n", range(1, 50))
+def test_wilson_holds_the_share_at_both_ends(n):
+    assert wilson(0, n).low == 0 and wilson(n, n).high == 1
+
+
 def test_newcombe_published_example():
     # 36 / 12 / 2 / 0 of the 1998 paper's examples: difference 0.2, limits 0.0569 and 0.3404
     found = newcombe(both=36, worse=2, better=12, neither=0)
