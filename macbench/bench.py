@@ -112,9 +112,9 @@ def open_book(
     what: str, out: str, name: str | None, columns: dict[str, str] | None = None
 ) -> tuple[Record, Callable[[str], None]]:
     """The rows of OUT/NAME.parquet, and what tells the user how far the run is."""
+    from macbench.cell import check_writable
     from macbench.measure.latency.record import COLUMNS, Record
     from macbench.progress import Progress
-    from macbench.store import check_writable
 
     folder = Path(out).expanduser()
     check_writable(folder)
@@ -125,9 +125,9 @@ def begin(
     what: str, words: Sequence[str], book: Record, say: Callable[[str], None]
 ) -> tuple[CudaTimer, Machine, str]:
     """Measure the card and note the run in the book: timer, card, when it began."""
+    from macbench.environment import environment
     from macbench.measure.latency.clock import CudaTimer
     from macbench.measure.latency.machine import measure
-    from macbench.store import environment
 
     timer = CudaTimer()
     machine = measure(timer)

@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from macbench import store, tasks
+from macbench import tasks
 from macbench.attention import Geometry, Method, create
-from macbench.engine import Answer, Decoding, Engine, Request, cut
-from macbench.engine.audit import full_attention, summary
+from macbench.cell import Cell, cell_name, check_writable, open_cell
+from macbench.engine import Answer, Decoding, Engine
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
+from macbench.groups import Group, decoding, make_groups, prompt_sha, request
 from macbench.models import Model, Source, load, pick_device
 from macbench.resume import join, loaded, rest, saved
+from macbench.rows import describe, identify, make_row, written
 from macbench.score import after_run
-from macbench.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
     from macbench.config import MethodSpec, RunConfig
     from macbench.progress import Progress
-
-SCHEMA = 1  # of identities and rows; raised when either changes meaning
-
-
-@dataclass
-class Group:
-    """Cells that share model, task and length: one prefill per sample."""
-
-    task: Task
-    task_name: str
-    length: int
-    samples: list[Sample]
-    requests: list[Request]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the longest row; `length` where that counts prompt and answer."""
-        if tasks.counts(self.task_name) == "row":
-            return self.length
-        return max(len(request.tokens) + request.max_new for request in self.requests)
 
 
 @dataclass
@@ -69,7 +49,7 @@ def run(config: RunConfig, progress: Progress) -> int:
     """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed."""
     began = time.time()
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
-    store.check_writable(config.out)
+    check_writable(config.out)
     model = load(Source(**config.model))
     if model.text is None:
         raise MacbenchError(
@@ -118,62 +98,6 @@ def reachable(
     return create(spec.name, {**spec.knobs, knob: min(1.0, floor)}), floor
 
 
-def make_groups(config: RunConfig, model: Model, progress: Progress) -> Iterator[Group]:
-    """Every (length, task) with its samples rendered into tokens."""
-    assert model.text is not None
-    for length in config.lengths:
-        for name in config.tasks:
-            task = tasks.get(name, **config.task_knobs.get(name, {}))
-            try:
-                samples = list(task.samples(model.text, length, config.seed, config.limit))
-            except tasks.LengthUnfit as error:
-                if len(config.tasks) == 1:
-                    raise
-                progress.note(f"skipped {name} at {length}: {error}")
-                continue
-            requests = [request(config, model, name, sample) for sample in samples]
-            yield Group(task, name, length, samples, requests)
-
-
-def request(config: RunConfig, model: Model, task: str, sample: Sample) -> Request:
-    assert model.text is not None
-    if sample.chat:
-        tokens = model.text.encode(sample.prompt, sample.answer_prefix)
-    else:
-        tokens = model.text.plain(sample.prompt + sample.answer_prefix)
-    question = hold = 0
-    if config.hold == "question":
-        if sample.chat:
-            asked = (sample.prompt, sample.answer_prefix, sample.question)
-            question = model.text.question_tokens(*asked)
-        else:
-            question = len(model.text.plain(sample.prompt[: sample.question]))
-        hold = len(tokens) - question
-    else:
-        hold, question = int(config.hold), len(tokens)
-    digest = hashlib.sha256(f"{task}/{sample.id}/{config.seed}".encode()).digest()
-    return Request(
-        tokens=tokens,
-        max_new=config.max_new or sample.max_new_tokens,
-        key=int.from_bytes(digest[:4], "big") >> 1,
-        hold=hold,
-        question=question,
-        stop=sample.stop,
-    )
-
-
-def written(model: Model, sample: Sample, answer: Answer) -> str:
-    """An answer's text, up to a stop string."""
-    assert model.text is not None
-    return cut(model.text.decode(answer.tokens), sample.stop)
-
-
-def decoding(config: RunConfig, task: Task) -> dict[str, Any]:
-    """How answers are decoded: as asked, else as the task was published."""
-    published = {**asdict(Decoding()), **getattr(task, "decoding", {})}
-    return {key: published[key] if v is None else v for key, v in config.decoding.items()}
-
-
 def run_group(
     config: RunConfig, model: Model, group: Group, totals: Totals, progress: Progress
 ) -> None:
@@ -188,9 +112,9 @@ def run_group(
             identity = identify(config, model, group, spec, method)
             about = describe(config, model, group, spec, floor)
             parts = [model.name, group.task_name, str(group.length), spec.label]
-            name = store.cell_name(parts, identity)
+            name = cell_name(parts, identity)
             methods.append(method)
-            cells.append(stack.enter_context(store.open_cell(config.out, name, identity, about)))
+            cells.append(stack.enter_context(open_cell(config.out, name, identity, about)))
             totals.cells.append(cells[-1].path.name)
             check_prompts(group, cells[-1])
         engine: Engine | None = None
@@ -243,20 +167,15 @@ def run_group(
             cell.finish()
 
 
-def check_prompts(group: Group, cell: store.Cell) -> None:
+def check_prompts(group: Group, cell: Cell) -> None:
     """Refuse to go on with a cell that answered other prompts: data may have come since."""
-    for sample, request in zip(group.samples, group.requests, strict=True):
+    for sample, asked in zip(group.samples, group.requests, strict=True):
         row = cell.rows.get(sample.index)
-        if row is not None and row["prompt_sha"] != prompt_sha(request):
+        if row is not None and row["prompt_sha"] != prompt_sha(asked):
             raise MacbenchError(
                 f"{cell.path} answered another prompt than sample {sample.id} has now, so the "
                 "task's data have changed; choose another out= or move that folder away."
             )
-
-
-def prompt_sha(request: Request) -> str:
-    """Identity of a prompt."""
-    return hashlib.sha256(json.dumps(request.tokens).encode()).hexdigest()[:16]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -295,7 +214,7 @@ def go_on(
     group: Group,
     block: range,
     method: Method,
-    cell: store.Cell,
+    cell: Cell,
     totals: Totals,
 ) -> None:
     """The answers of a block that a cell lacks, each from where it was last saved."""
@@ -323,7 +242,7 @@ def differing(
     model: Model,
     group: Group,
     block: Sequence[int],
-    cells: Sequence[store.Cell],
+    cells: Sequence[Cell],
     answers: list[list[Answer]],
 ) -> int:
     """How many decoded answers differ from what is stored of them."""
@@ -352,7 +271,7 @@ def keep(
     block: Sequence[int],
     methods: Sequence[Method],
     resident: Sequence[int],
-    cells: Sequence[store.Cell],
+    cells: Sequence[Cell],
     answers: list[list[Answer]],
 ) -> None:
     """Score and append the rows that are missing; what still grows is saved as far as it is."""
@@ -410,116 +329,6 @@ def ask_again(
             },
         }
     return rows
-
-
-def make_row(
-    config: RunConfig,
-    model: Model,
-    group: Group,
-    i: int,
-    method: Method,
-    resident: int,
-    slot: int,
-    answer: Answer,
-) -> dict[str, Any]:
-    """A line of samples.jsonl."""
-    sample, request, reads, g = group.samples[i], group.requests[i], answer.reads, model.geometry
-    output = written(model, sample, answer)
-    score = group.task.score(sample, output)
-    sums = {
-        name: float(sum(map(sum, reads.get(name, ()))))
-        for name in ("head_tokens", "kv_tokens", "meta_bytes")
-    }
-    context = {
-        "context_head": reads["context"] * g.layers * g.q_heads,
-        "context_kv": reads["context"] * g.layers * g.kv_heads,
-    }
-    held = len(request.tokens) + len(answer.tokens)
-    token_bytes = g.token_bytes * g.kv_heads * g.layers
-    kept = method.capacity(slot, held) * token_bytes + resident
-    return {
-        "index": sample.index,
-        "id": sample.id,
-        "cluster": sample.cluster,
-        "source": sample.source,
-        "prompt_tokens": len(request.tokens),
-        "prompt_sha": prompt_sha(request),
-        "hold": request.hold,
-        "references": list(sample.references),
-        "output": output,
-        "new_tokens": len(answer.tokens),
-        "stopped": answer.stopped,
-        "score": score.value,
-        "details": score.details,
-        "steps": reads["steps"],
-        "context": reads["context"],
-        **sums,
-        **context,
-        "resident": kept / (held * token_bytes),
-        "acted": reads["steps"] == 0 or method.witness({**sums, **context}),
-        "extra": sample.extra,
-        **({"resumed": answer.resumed} if answer.resumed else {}),
-        **({"audit": drift(config, model, request, answer)} if "audited" in reads else {}),
-        "time": {"prefill_s": answer.prefill_s, "decode_s": answer.decode_s},
-    }
-
-
-def drift(config: RunConfig, model: Model, request: Request, answer: Answer) -> dict[str, Any]:
-    """The audit of an answer, its stop token included."""
-    said = answer.tokens + ([] if answer.end is None else [answer.end])
-    regime = model.regime(len(request.tokens) + request.max_new)
-    full = full_attention(model, request.tokens, said, int(answer.reads["chosen"]), regime)
-    return summary(answer.reads, config.audit, full)
-
-
-def identify(
-    config: RunConfig, model: Model, group: Group, spec: MethodSpec, method: Method
-) -> dict[str, Any]:
-    """All that determines a cell's numbers, and nothing else."""
-    knobs = {f.name: getattr(method, f.name) for f in fields(method) if f.init}  # type: ignore[arg-type]
-    return {
-        "schema": SCHEMA,
-        "model": {"name": model.name, "weights": model.weights},
-        "dtype": str(model.geometry.dtype).removeprefix("torch."),
-        "task": {
-            "name": group.task_name,
-            "version": group.task.version,
-            "knobs": tasks.determining(group.task_name, config.task_knobs.get(group.task_name, {})),
-        },
-        "length": group.length,
-        "seed": config.seed,
-        "hold": config.hold,
-        "max_new": config.max_new,
-        "decoding": decoding(config, group.task),
-        "method": {"name": spec.name, "version": method.version, "knobs": knobs},
-    }
-
-
-def describe(
-    config: RunConfig, model: Model, group: Group, spec: MethodSpec, floor: float | None
-) -> dict[str, Any]:
-    """How a cell is presented; changes no number."""
-    g = model.geometry
-    asked = {k: spec.knobs[k] for k in ("budget", "tokens", "tau") if k in spec.knobs}
-    sources = {s.source for s in group.samples}
-    notes = [*model.notes, *(f"source={s}" for s in sorted(sources))]
-    return {
-        "label": spec.label,
-        "method": spec.name,
-        "variant": spec.variant,
-        "asked": asked,
-        "control": create(spec.name, spec.knobs).control,
-        "notes": notes,
-        "floor": floor,
-        "block": config.block,
-        "geometry": {
-            "layers": g.layers,
-            "q_heads": g.q_heads,
-            "kv_heads": g.kv_heads,
-            "head_dim": g.head_dim,
-            "token_bytes": g.token_bytes,
-        },
-    }
 
 
 def record_run(config: RunConfig, totals: Totals, began: float) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from macbench import run, store
+from macbench import groups, store
+from macbench.cell import Cell
 from macbench.cli import main
 from macbench.engine import Answer, Engine, Request
 from macbench.resume import join, loaded, rest, saved
@@ -23,16 +24,16 @@ CELLS = ["method=[full,mac,streaming_llm]", "mac.K=32", "mac.r=8", "streaming_ll
 
 DYING = """
 import os, signal, sys
-from macbench import store
+from macbench.cell import Cell
 from macbench.cli import main
-left, save = int(sys.argv[1]), store.Cell.save_partial
+left, save = int(sys.argv[1]), Cell.save_partial
 def counted(cell, rows=()):
     global left
     save(cell, rows)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-store.Cell.save_partial = counted
+Cell.save_partial = counted
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -80,7 +81,7 @@ def killed(saves: int, words: list[str]) -> None:
 
 def interrupted(saves: int, words: list[str], monkeypatch) -> None:
     """The same without another process: nothing of the run survives the interrupt but its files."""
-    save, left = store.Cell.save_partial, [saves]
+    save, left = Cell.save_partial, [saves]
 
     def counted(cell, rows=()):
         save(cell, rows)
@@ -89,7 +90,7 @@ def interrupted(saves: int, words: list[str], monkeypatch) -> None:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.Cell, "save_partial", counted)
+        patch.setattr(Cell, "save_partial", counted)
         assert main(words) == 130
 
 
@@ -143,9 +144,9 @@ def test_without_checkpoints_a_cut_block_begins_anew(words, whole, tmp_path, mon
 @pytest.mark.parametrize("option", ["checkpoint=0", f"checkpoint={NEW}"])
 def test_short_answers_are_not_saved(words, whole, tmp_path, monkeypatch, capsys, option):
     held = []
-    save = store.Cell.save_partial
+    save = Cell.save_partial
     monkeypatch.setattr(
-        store.Cell, "save_partial", lambda cell, rows=(): held.extend(rows) or save(cell, rows)
+        Cell, "save_partial", lambda cell, rows=(): held.extend(rows) or save(cell, rows)
     )
     assert main([*words, option, f"out={tmp_path}"]) == 0
     assert held == [] and rows(tmp_path) == whole
@@ -202,7 +203,7 @@ def test_a_stop_string_ends_a_text_also_where_it_was_cut_off(tiny, tmp_path, mon
 
 def test_answers_that_had_ended_are_not_decoded_again(words, tmp_path, monkeypatch, capsys):
     """The first sample's answers have 8 tokens: they are stored at the second save."""
-    ask, go, asked = run.request, Engine.run, []
+    ask, go, asked = groups.request, Engine.run, []
 
     def request(config, model, task, sample):
         made = ask(config, model, task, sample)
@@ -212,7 +213,7 @@ def test_answers_that_had_ended_are_not_decoded_again(words, tmp_path, monkeypat
         asked.append([len(r.tokens) for r in requests])
         return go(self, requests, *args)
 
-    monkeypatch.setattr(run, "request", request)
+    monkeypatch.setattr(groups, "request", request)
     monkeypatch.setattr(Engine, "run", engine)
     assert main([*words, f"out={tmp_path / 'whole'}"]) == 0
     interrupted(6, [*words, f"out={tmp_path / 'cut'}"], monkeypatch)

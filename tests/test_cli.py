@@ -135,7 +135,7 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
     def interrupt() -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("macbench.cell.environment", interrupt)
+    monkeypatch.setattr("macbench.environment.environment", interrupt)
     assert main(["env"]) == 130
     assert "the same command again continues" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from macbench import store
+from macbench.cell import cell_name, open_cell
 from macbench.errors import MacbenchError
 from macbench.report import summarise, table
 
@@ -59,8 +60,8 @@ def write(
         **config,
     }
     share = 1 if method == "full" else 0.5
-    name = store.cell_name(["tiny", task, label or method], identity)
-    with store.open_cell(out, name, identity, about) as cell:
+    name = cell_name(["tiny", task, label or method], identity)
+    with open_cell(out, name, identity, about) as cell:
         for i, score in enumerate(scores):
             row = {
                 **dict.fromkeys(store.COLUMNS, 0),

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from macbench import store
+from macbench.cell import cell_name, check_writable, open_cell
 from macbench.errors import MacbenchError
 
 IDENTITY = {
@@ -36,7 +37,7 @@ CONFIG = {
     "block": 1,
     "geometry": {"layers": 2, "q_heads": 2, "kv_heads": 1, "head_dim": 4, "token_bytes": 32},
 }
-NAME = store.cell_name(["tiny", "ruler/vt", "mac tau=0.45"], IDENTITY)
+NAME = cell_name(["tiny", "ruler/vt", "mac tau=0.45"], IDENTITY)
 
 
 def sample(index: int, seconds: float = 0.1) -> store.Row:
@@ -75,7 +76,7 @@ def layers(index: int) -> store.Row:
 
 
 def fill(out: Path, *indices: int, finish: bool = True, **changed) -> Path:
-    with store.open_cell(out, NAME, IDENTITY, {**CONFIG, **changed}) as cell:
+    with open_cell(out, NAME, IDENTITY, {**CONFIG, **changed}) as cell:
         for index in indices:
             cell.append(sample(index), layers(index))
         if finish:
@@ -127,8 +128,8 @@ def test_keys_keep_their_order_and_lines_are_json(tmp_path):
 
 def test_name_depends_on_the_identity_only():
     reordered = dict(reversed(IDENTITY.items()))
-    assert store.cell_name(["a"], reordered) == store.cell_name(["a"], IDENTITY)
-    assert store.cell_name(["a"], {**IDENTITY, "seed": 1}) != store.cell_name(["a"], IDENTITY)
+    assert cell_name(["a"], reordered) == cell_name(["a"], IDENTITY)
+    assert cell_name(["a"], {**IDENTITY, "seed": 1}) != cell_name(["a"], IDENTITY)
     assert "/" not in NAME and " " not in NAME
 
 
@@ -141,7 +142,7 @@ def test_torn_line_is_dropped_and_run_again(tmp_path, torn, cut):
         (cell / "samples.jsonl").write_bytes(whole["samples.jsonl"].splitlines(True)[0])
     (cell / torn).write_bytes(whole[torn][:-cut])
     assert store.read(tmp_path / "torn").samples["index"].tolist() == [0]
-    with store.open_cell(tmp_path / "torn", NAME, IDENTITY, CONFIG) as again:
+    with open_cell(tmp_path / "torn", NAME, IDENTITY, CONFIG) as again:
         assert list(again.rows) == [0]
         again.append(sample(1), layers(1))
         again.finish()
@@ -150,7 +151,7 @@ def test_torn_line_is_dropped_and_run_again(tmp_path, torn, cut):
 
 def test_kill_between_the_two_lines(tmp_path):
     code = """
-cell = h.store.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
+cell = h.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
 cell.append(h.sample(0), h.layers(0))
 import os, signal
 cell._samples.close()
@@ -173,7 +174,7 @@ cell.append(h.sample(1), h.layers(1))
 def test_sigkill_at_any_moment_then_resume_equals_an_undisturbed_run(tmp_path):
     code = """
 done = int(sys.argv[2])
-with h.store.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG) as cell:
+with h.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG) as cell:
     for i in range(8):
         if i not in cell.rows:
             cell.append(h.sample(i), h.layers(i))
@@ -192,10 +193,10 @@ with h.store.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG) as cell:
 def test_full_disk_loses_nothing(tmp_path, cut):
     """A file-size limit stands in for the full disk: it cuts a write in the middle of a line."""
     pad = {"id": "x" * 1000} if cut == "layers" else {}  # the longer lines reach the limit first
-    size = len(store._line(layers(0) | pad if pad else sample(0)))
+    size = len(json.dumps(layers(0) | pad if pad else sample(0))) + 1
     code = f"""
 import resource
-cell = h.store.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
+cell = h.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * size} + 100,) * 2)
 for i in range(5):
     try:
@@ -220,7 +221,7 @@ def test_full_disk_while_finishing_keeps_the_old_files(tmp_path):
     before = contents(cell)
     code = """
 import resource
-cell = h.store.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
+cell = h.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 try:
     cell.finish()
@@ -234,11 +235,11 @@ except h.MacbenchError as error:
 def test_second_process_is_refused(tmp_path):
     code = """
 try:
-    h.store.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
+    h.open_cell(out, h.NAME, h.IDENTITY, h.CONFIG)
 except h.MacbenchError as error:
     print(error)
 """
-    with store.open_cell(tmp_path, NAME, IDENTITY, CONFIG) as cell:
+    with open_cell(tmp_path, NAME, IDENTITY, CONFIG) as cell:
         cell.append(sample(0), layers(0))
         assert "another process is writing" in child(code, tmp_path).stdout
         cell.append(sample(1), layers(1))
@@ -263,8 +264,8 @@ def test_derived_files_do_not_depend_on_the_order_of_lines(tmp_path):
 def test_another_label_is_the_same_cell(tmp_path):
     """A knob is named in the label only when it varies; the numbers are the same."""
     path = fill(tmp_path, 0)
-    other = store.cell_name(["tiny", "ruler/vt", "mac"], IDENTITY)
-    with store.open_cell(tmp_path, other, IDENTITY, {**CONFIG, "label": "mac"}) as cell:
+    other = cell_name(["tiny", "ruler/vt", "mac"], IDENTITY)
+    with open_cell(tmp_path, other, IDENTITY, {**CONFIG, "label": "mac"}) as cell:
         assert cell.path == path and list(cell.rows) == [0]
     assert store.read(tmp_path).cells.loc[NAME, "label"] == "mac"
 
@@ -273,18 +274,18 @@ def test_another_identity_is_refused(tmp_path):
     path = fill(tmp_path, 0)
     before = contents(path)
     with pytest.raises(MacbenchError, match=r"another configuration \(it differs in seed\)"):
-        store.open_cell(tmp_path, NAME, {**IDENTITY, "seed": 1}, CONFIG)
+        open_cell(tmp_path, NAME, {**IDENTITY, "seed": 1}, CONFIG)
     assert contents(path) == before
     (path / "config.yaml").unlink()
     with pytest.raises(MacbenchError, match=r"no config\.yaml"):
-        store.open_cell(tmp_path, NAME, IDENTITY, CONFIG)
+        open_cell(tmp_path, NAME, IDENTITY, CONFIG)
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = fill(tmp_path, 0)
     (path / "thesis.doc").touch()
     with pytest.raises(MacbenchError, match=r"not macbench's \(thesis\.doc\)"):
-        store.open_cell(tmp_path, NAME, IDENTITY, CONFIG)
+        open_cell(tmp_path, NAME, IDENTITY, CONFIG)
 
 
 def test_damaged_lines_are_named_and_nothing_is_cut(tmp_path):
@@ -304,7 +305,7 @@ def test_damaged_lines_are_named_and_nothing_is_cut(tmp_path):
 
 
 def test_failed_cell_is_recorded_and_a_later_run_clears_it(tmp_path):
-    with store.open_cell(tmp_path, NAME, IDENTITY, CONFIG) as cell:
+    with open_cell(tmp_path, NAME, IDENTITY, CONFIG) as cell:
         cell.append(sample(0), layers(0))
         cell.fail("out of memory")
         assert cell.failed == "out of memory"
@@ -335,12 +336,12 @@ def test_unusable_folders(tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/macbench")):
         with pytest.raises(MacbenchError, match="cannot write"):
-            store.check_writable(out)
+            check_writable(out)
         with pytest.raises(MacbenchError, match="cannot write"):
-            store.open_cell(out, NAME, IDENTITY, CONFIG)
+            open_cell(out, NAME, IDENTITY, CONFIG)
     with pytest.raises(MacbenchError, match="no results in"):
         store.read(tmp_path)
-    store.check_writable(tmp_path / "new")
+    check_writable(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -348,7 +349,7 @@ def test_unusable_folders(tmp_path):
 def test_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(MacbenchError, match="Permission denied"):
-        store.check_writable(tmp_path)
+        check_writable(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts them in /proc")
@@ -357,5 +358,5 @@ def test_files_are_closed(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     fill(tmp_path, 0)
     with pytest.raises(MacbenchError):
-        store.open_cell(tmp_path, NAME, {**IDENTITY, "seed": 1}, CONFIG)
+        open_cell(tmp_path, NAME, {**IDENTITY, "seed": 1}, CONFIG)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from macbench import report, store, tasks
+from macbench.cell import cell_name, open_cell
 from macbench.cli import main
 from macbench.config import configure
 from macbench.errors import MacbenchError
@@ -126,8 +127,8 @@ def cell(out: Path, method: str, texts, knobs=None, **more) -> None:
         "block": 1,
         "geometry": {"layers": 1, "q_heads": 2, "kv_heads": 1, "head_dim": 64, "token_bytes": 512},
     }
-    name = store.cell_name(["tiny", SPACE, method], identity)
-    with store.open_cell(out, name, identity, about) as opened:
+    name = cell_name(["tiny", SPACE, method], identity)
+    with open_cell(out, name, identity, about) as opened:
         for sample, text in zip(samples, texts, strict=True):
             output = text(sample)
             score = task.score(sample, output)
