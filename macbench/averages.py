@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from macbench.blocks import Block
 from macbench.errors import MacbenchError
-from macbench.report import Block, render
+from macbench.report import render
 from macbench.store import Results
 from macbench.tasks.ruler import TASKS
 

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from macbench.blocks import Block, Line, summarise
 from macbench.errors import MacbenchError
-from macbench.report import Block, Line, summarise
 from macbench.store import Results
 
 MARKS = "osD^vP*X<>hp"

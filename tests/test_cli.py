@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from macbench import presets, store
+from macbench.blocks import summarise
 from macbench.cli import main, parser
 from macbench.config import configure
 from macbench.experiments import demo
-from macbench.report import summarise
 
 ROOT = Path(__file__).parents[1]
 WINDOW = 2048

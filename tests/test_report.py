@@ -9,9 +9,10 @@ import re
 import pytest
 
 from macbench import store
+from macbench.blocks import summarise
 from macbench.cell import cell_name, open_cell
 from macbench.errors import MacbenchError
-from macbench.report import summarise, table
+from macbench.report import table
 
 TASKS = ("ruler/niah_single_2", "ruler/fwe")
 GEOMETRY = {"layers": 1, "q_heads": 2, "kv_heads": 1, "head_dim": 64, "token_bytes": 512}

@@ -1,0 +1,345 @@
+"""What a results folder says: one block per model, benchmark and length, a line per method.
+
+A line pools the tasks and seeds of a method: accuracies weigh tasks equally, budgets weigh decode
+steps equally. Differences to full attention are paired by sample. How intervals and p-values come
+about is in `macbench.measure.stats`, what the budgets are in `macbench.measure.budget`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from macbench import tasks as benchmarks
+from macbench.errors import MacbenchError
+from macbench.measure.budget import Budgets, acceptance, budgets, match_radius
+from macbench.measure.stats import Comparison, Interval, compare, holm, interval
+from macbench.store import Results
+
+FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
+PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
+EXPLAIN = (
+    "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
+    "points [95 % interval]; p: exact McNemar or sign-flip test, then Holm over this table.",
+    "head, token, byte, resident: keys attended, K/V tokens loaded, bytes loaded (with metadata) "
+    "and bytes held, % of full attention's.",
+)
+
+Grid = list[list[str]]  # a table; the first row is the header
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What an audit found; None where no step or token was audited."""
+
+    n: int  # samples
+    error: float | None  # relative L2 of attention outputs
+    agreement: float | None  # share of tokens that full attention chooses, too
+    loglik: float | None  # ln p - full attention's, per token
+
+
+@dataclass
+class Line:
+    """One method of a block. Shares and scores are fractions."""
+
+    label: str
+    control: bool
+    marks: list[str]  # what a reader must know before trusting the numbers
+    asked: str
+    radius: float | None  # MAC's match radius
+    n: int
+    tasks: dict[str, tuple[Interval, int]]  # per task: accuracy, samples
+    accuracy: Interval | None  # None where there is no sample
+    versus: Comparison | None  # None for full itself and where there is nothing to pair with
+    budgets: Budgets | None
+    acceptance: float | None
+    parts: list[tuple[str, float | int | None, int]]  # the family's own figures: of how many
+    drift: Drift | None = None
+    holm: float | None = None
+
+
+@dataclass
+class Block:
+    """All methods on one model, length and task family under equal conditions."""
+
+    about: dict[str, Any]
+    title: str
+    embedded: set[str]  # tasks whose text is the embedded one
+    lines: list[Line]
+    noise: tuple[float, int] | None  # share of samples on which two exact backends differ, of n
+    notes: list[str] = field(default_factory=list)
+    grids: list[Grid] | None = None  # what to draw instead of what the lines say
+
+
+def summarise(results: Results) -> list[Block]:
+    """The blocks of a results folder, by model, benchmark and length."""
+    cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
+    layers = results.layers.merge(cells[["row"]], left_on="cell", right_index=True)
+    reuse = acceptance(layers, by=["row"])
+    columns = ["task", "seed", "row"]
+    samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
+    samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
+    family = cells["task"].map(lambda task: [*FAMILIES, _family(task)].index(_family(task)))
+    keys = ["model", family, "length", "hold", "dtype", "weights"]
+    groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
+    return [
+        _block(some, judged, reuse)
+        for _, group in groups
+        for some, judged in _by_judge(group, samples, results.scores)
+    ]
+
+
+def _by_judge(
+    cells: pd.DataFrame, samples: pd.DataFrame, scores: pd.DataFrame
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The cells' samples as they were scored, and as every other judge scored them since."""
+    mine = samples[samples["cell"].isin(cells.index)]
+    own = {_judge(details) for details in mine["details"]}
+    again = []
+    for _, said in scores[scores["cell"].isin(cells.index)].groupby("slug"):
+        columns = ["cell", "index"]
+        bare = mine.drop(columns=["score", "details"])
+        judged = bare.merge(said[[*columns, "score", "details"]], on=columns)
+        again.append((cells[cells.index.isin(judged["cell"])], judged))
+        if own == {*said["judge"]} and len(judged) == len(mine):
+            own = set()  # the same judge, asked once more
+    if own or not again:
+        yield cells, mine
+    yield from again
+
+
+def _judge(details: Any) -> str | None:
+    return details.get("judge") if isinstance(details, dict) else None
+
+
+def _row(identity: dict[str, Any]) -> str:
+    """Cells of one row differ in task and seed only."""
+    return json.dumps({k: v for k, v in identity.items() if k not in ("task", "seed")})
+
+
+def _conditions(identity: dict[str, Any]) -> str:
+    """What else cells of one table must share; tasks of two families are never averaged."""
+    task = identity["task"]
+    same = [identity[k] for k in ("decoding", "max_new", "schema")]
+    return json.dumps([_family(task["name"]), task["knobs"], *same], sort_keys=True)
+
+
+def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> Block:
+    version = cells["identity"].map(lambda identity: identity["task"]["version"])
+    newest = version == version.groupby(cells["task"]).transform("max")
+    older, cells = int((~newest).sum()), cells[newest]
+    samples = samples[samples["cell"].isin(cells.index)]
+    rows = {str(key): group for key, group in cells.groupby("row")}
+    labels = _labels(rows)
+    passes = {
+        key: group["identity"].iloc[0]["method"]["knobs"].get("passes", 1)
+        for key, group in rows.items()
+        if group["method"].iloc[0] == "full"
+    }
+    exact = min(passes, key=lambda key: passes[key], default=None)
+    full = samples[samples["row"] == exact]
+    split = [key for key in passes if exact and passes[key] != passes[exact]]
+    noise = None
+    if split:
+        pairs = _pair(full, samples[samples["row"] == split[0]])
+        differ = pairs["output_full"].to_numpy() != pairs["output"].to_numpy()
+        noise = (float(differ.mean()) if len(pairs) else 0.0, len(pairs))
+
+    names = sorted({*cells["task"]})
+    lines = []
+    order = {key: (key != exact, g["control"].iloc[0], labels[key]) for key, g in rows.items()}
+    for key in sorted(rows.keys() - {*split}, key=lambda key: order[key]):
+        own = samples[samples["row"] == key]
+        line = _line(rows[key], labels[key], own, names)
+        pairs = _pair(full, own)
+        if key != exact and len(pairs):
+            line.versus = compare(
+                pairs["score_full"], pairs["score"], pairs["task"], pairs["cluster"]
+            )
+        if key in reuse.index:
+            line.acceptance = float(reuse["acceptance"].loc[key])
+        lines.append(line)
+    tested = [line for line in lines if line.versus]
+    for line, p in zip(tested, holm([t.versus.p for t in tested if t.versus]), strict=True):
+        line.holm = p
+    embedded = _embedded(cells, samples)
+    first = cells.iloc[0]
+    about = {k: first[k] for k in ("model", "dtype", "length", "hold")}
+    if judge := next(filter(None, map(_judge, samples["details"])), None):
+        about["judge"] = judge
+    every: Any = samples.to_dict("records")
+    block = Block(
+        about=about,
+        title=", ".join(filter(None, [_title(cells, embedded), benchmarks.title(names[0], every)])),
+        embedded=embedded,
+        lines=lines,
+        noise=noise,
+    )
+    block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
+    resumed = samples.loc[samples["resumed"].notna(), "cell"]
+    for cell in sorted({*resumed}):
+        block.notes.append(
+            f"resumed: {cells['label'][cell]} on {cells['task'][cell]}, {(resumed == cell).sum()} "
+            f"of {(samples['cell'] == cell).sum()} answers were cut off and continued from an "
+            "exact prefill, which is not the state the method was in."
+        )
+    if older:
+        block.notes.append(f"left out: {older} cells of older versions of these tasks.")
+    return block
+
+
+def _labels(rows: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """A label per row; rows that were given the same one also name what tells them apart."""
+    labels = {key: str(group["label"].iloc[0]) for key, group in rows.items()}
+    answer = {}
+    for key, label in labels.items():
+        methods = {other: json.loads(other)["method"] for other in labels if labels[other] == label}
+        mine = {**methods[key]["knobs"], "version": methods[key]["version"]}
+        others = [{**m["knobs"], "version": m["version"]} for m in methods.values()]
+        apart = [f"{k}={v}" for k, v in mine.items() if any(o.get(k) != v for o in others)]
+        answer[key] = " ".join([label, *apart])
+    return answer
+
+
+def _pair(full: pd.DataFrame, method: pd.DataFrame) -> pd.DataFrame:
+    """Samples that both answered, full's columns suffixed `_full`; refuses different prompts."""
+    columns = [*PAIR, "cell", "prompt_sha", "score", "output"]
+    pairs = method.merge(full[columns], on=PAIR, suffixes=("", "_full"), validate="one_to_one")
+    wrong = pairs[pairs["prompt_sha"] != pairs["prompt_sha_full"]]
+    if len(wrong):
+        one = wrong.iloc[0]
+        raise MacbenchError(
+            f"sample {one['id']} has another prompt in {one['cell']} than in {one['cell_full']}, "
+            "so the two cannot be compared; run both again into an empty out=."
+        )
+    return pairs
+
+
+def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[str]) -> Line:
+    config = cells["config"].iloc[0]
+    asked, radius = _asked(config)
+    answered = [task for task in tasks if (samples["task"] == task).any()]
+    failed = cells["failed"].notna().sum()
+    marks = ["control"] if cells["control"].iloc[0] else []
+    if failed:
+        marks.append(f"failed: {failed} of {len(cells)} cells")
+    if len(answered) < len(tasks):
+        marks.append(f"{len(answered)} of {len(tasks)} tasks")
+    if len(samples) and not samples["steps"].sum():
+        marks.append("no scored step")
+    elif len(samples) and not samples.loc[samples["steps"] > 0, "acted"].any():
+        marks.append("never acted")
+    per_task = {}
+    for task in answered:
+        own = samples[samples["task"] == task]
+        per_task[task] = (interval(own["score"], own["task"], own["cluster"]), len(own))
+    some = len(samples) > 0
+    every: Any = samples.to_dict("records")
+    return Line(
+        label=label,
+        control=bool(cells["control"].iloc[0]),
+        marks=marks,
+        asked=asked,
+        radius=radius,
+        n=len(samples),
+        tasks=per_task,
+        accuracy=(
+            interval(samples["score"], samples["task"], samples["cluster"]) if some else None
+        ),
+        versus=None,
+        budgets=budgets(samples, config["geometry"]["token_bytes"]) if some else None,
+        acceptance=None,
+        parts=benchmarks.breakdown(tasks[0], every) if some else [],
+        drift=_drift([audit for audit in samples["audit"] if isinstance(audit, dict)]),
+    )
+
+
+def _drift(audits: list[dict[str, Any]]) -> Drift | None:
+    """Of rows' audits: errors weigh compared steps equally, the others tokens."""
+    if not audits:
+        return None
+    stepped, spoken = ([a for a in audits if a[key]] for key in ("steps", "tokens"))
+    steps, tokens = sum(a["steps"] for a in stepped), sum(a["tokens"] for a in spoken)
+    return Drift(
+        n=len(audits),
+        error=sum(a["error"] * a["steps"] for a in stepped) / steps if steps else None,
+        agreement=sum(a["agreement"] * a["tokens"] for a in spoken) / tokens if tokens else None,
+        loglik=sum(a["loglik"] - a["full_loglik"] for a in spoken) / tokens if tokens else None,
+    )
+
+
+def _asked(config: dict[str, Any]) -> tuple[str, float | None]:
+    """What the user asked, in the unit of the knob; MAC's match radius."""
+    asked, radius = config["asked"], None
+    parts = []
+    if config["floor"] is not None:
+        parts.append(f"min {100 * config['floor']:.1f} %")
+    elif "budget" in asked:
+        parts.append(f"{100 * asked['budget']:g} %")
+    elif "tokens" in asked:
+        parts.append(f"{100 * asked['tokens']:g} % of tokens")
+    if isinstance(asked.get("tau"), list):
+        parts.append("tau per layer")
+    elif "tau" in asked:
+        radius = match_radius(asked["tau"], config["geometry"]["head_dim"])
+        parts.append(f"tau {asked['tau']:g} (radius {radius:.2f})")
+    return ", ".join(parts), radius
+
+
+def _embedded(cells: pd.DataFrame, samples: pd.DataFrame) -> set[str]:
+    """Tasks that used the embedded text, also where every cell of them failed."""
+    noted = cells[["source=embedded" in config["notes"] for config in cells["config"]]]
+    return {*noted["task"], *samples.loc[samples["source"] == "embedded", "task"]}
+
+
+def _title(cells: pd.DataFrame, embedded: set[str]) -> str:
+    first = cells.iloc[0]
+    notes = {note for config in cells["config"] for note in config["notes"]}
+    about = "; ".join(sorted(note for note in notes if not note.startswith("source=")))
+    family = _family(first["task"])
+    temperature = first["identity"]["decoding"].get("temperature")
+    parts = [
+        f"{first['model']} ({about})" if about else first["model"],
+        first["dtype"],
+        benchmarks.length_text(first["task"], first["length"], first["identity"]["task"]["knobs"]),
+        FAMILIES.get(family, family) + (" source=embedded" if embedded else ""),
+        f"hold={first['hold']}",
+        *([f"max_new={cut}"] if (cut := first["identity"]["max_new"]) else []),
+        f"temperature={temperature:g}" if temperature else "greedy",
+    ]
+    return ", ".join(parts)
+
+
+def _family(task: str) -> str:
+    return task.partition("/")[0]
+
+
+def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
+    notes = [*EXPLAIN]
+    if block.noise:
+        share, n = block.noise
+        notes.append(
+            f"noise floor: {100 * share:.1f} % of {n} samples got another answer from full "
+            "attention split in two and merged, which is also exact."
+        )
+    if any(line.control for line in block.lines):
+        notes.append("control: not a method to be used; it may look at every key to choose some.")
+    if any(line.drift for line in block.lines):
+        notes.append(
+            "audit: relative L2 of attention outputs to exact attention on the same query and "
+            "cache; share of the tokens that full attention would choose after the same text; ln "
+            "of their probability less full attention's, per token."
+        )
+    for line in block.lines:
+        if line.versus and line.versus.difference.low > 0:
+            notes.append(f"{line.label} is better than full attention: look for a bug first.")
+    for _, cell in cells[cells["failed"].notna()].iterrows():
+        notes.append(f"failed: {cell['label']} on {cell['task']}: {cell['failed']}")
+    identities = [*cells["identity"]]
+    versions = {f"{i[k]['name']} {i[k]['version']}" for i in identities for k in ("task", "method")}
+    notes.append(f"versions: {', '.join(sorted(versions))}; schema {identities[0]['schema']}.")
+    return notes
