@@ -1,5 +1,4 @@
-"""Where prompts were cut, kept in the cache: 503 long texts go through a tokenizer once, not at
-every start.
+"""Where prompts were cut, kept in the cache: long texts go through a tokenizer once.
 
 A line per prompt and length says how much of the prompt's beginning and end was left. It is found
 by a checksum of the whole prompt, in the file of its tokenizer, so other records, another template
