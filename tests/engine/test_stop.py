@@ -8,6 +8,7 @@ import pytest
 
 from macbench.attention import create
 from macbench.engine import Engine, cut, decode
+from macbench.models import Model
 from macbench.resume import join, rest
 
 METHODS = [("full", {}), ("mac", {"tau": 0.3, "K": 16, "r": 6}), ("streaming_llm", {"budget": 0.3})]
@@ -49,7 +50,17 @@ def with_stop(requests, *strings):
 def test_a_row_ends_soon_after_its_stop_string(model, ask, monkeypatch, hold, late):
     """Looked for at every `late`-th step only, as on a card."""
     monkeypatch.setitem(decode.POLL, "cpu", late)
-    requests = ask(50, 33, max_new=NEW, hold=hold)
+    check(model, ask(50, 33, max_new=NEW, hold=hold), hold, late)
+
+
+@pytest.mark.gpu
+def test_a_row_of_a_captured_step_ends(make_model, ask):
+    on_card = Model(make_model().lm.cuda(), name="tiny", weights="random:5", text=Letters())
+    check(on_card, ask(50, 33, max_new=NEW), 0, decode.POLL["cuda"])
+
+
+def check(model, requests, hold, late):
+    """The first row's text holds the string, the second's does not."""
     free = answer(model, requests)
     string = text(free[0][0])[6:9]
     assert string not in text(free[0][1])

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 pytest.importorskip("triton", reason="needs triton")
 
-from triton_cases import build, compiled, fits, interpret, recorded, report
+from triton_cases import assert_as_exact, build, compiled, fits, interpret, recorded, report
 
 from macbench.kernels import paged
 from macbench.kernels import prefix_rows as triton_rows
@@ -200,9 +200,8 @@ def test_rows_are_as_exact_as_plain_attention_on_a_card(dtype, d, group, splits)
     plain = scaled_dot_product_attention(
         q.transpose(0, 1)[None], keys, values, attn_mask=mask, scale=scale, enable_gqa=True
     )
-    error, lse_error = distance(result, want)
-    assert error <= 2 * (plain[0].transpose(0, 1) - want[0]).abs().max().item()
-    assert lse_error < 1e-4
+    assert_as_exact([result[0] - want[0]], [plain[0].transpose(0, 1) - want[0]])
+    assert distance(result, want)[1] < 1e-4
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
 SMS = 132  # of an H100 or H200
 KINDS = {
@@ -30,6 +31,21 @@ KINDS = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
+
+
+def spread(errors: Tensor) -> tuple[float, float]:
+    """Root mean square and maximum."""
+    errors = errors.double()
+    return errors.square().mean().sqrt().item(), errors.abs().max().item()
+
+
+def assert_as_exact(ours: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    """Errors to attention in fp64, in parts: at most twice those of torch's attention in the same
+    16-bit type, in the mean square of every part and in the maximum over all of them."""
+    for own, reference in zip(ours, plain, strict=True):
+        assert spread(own)[0] <= 2 * spread(reference)[0]
+    most, bound = (max(spread(part)[1] for part in parts) for parts in (ours, plain))
+    assert most <= 2 * bound
 
 
 def report(case: object, facts: object) -> None:
