@@ -171,7 +171,7 @@ def time_step(bed: Bed, methods: Sequence[Method], timer: Timer, capture=graph) 
         case.length,
         case.steps,
     )
-    loop.stretch()
+    loop.reach(case.steps)
     for done in range(EAGER):
         loop.plan(done)
         loop.step()
@@ -192,7 +192,7 @@ def disagreement(bed: Bed) -> float:
     model, case, rows = bed.model, bed.case, fresh_rows(bed)
     forks = views(bed.cache, rows, bed.rows // case.batch, case.batch, case.prompt)
     for fork in forks:
-        fork.grow()
+        fork.reach(1, case.length)
         fork.plan([case.prompt + 1] * case.batch)
     position = rows.lens.clone()
     rows.lens.add_(1)

@@ -60,11 +60,14 @@ class Loop:
     sampled: Tensor  # [R, steps]
     began: list[int]  # tokens of every row before the first step
     most: int  # tokens no row exceeds
+    rows: Rows
+    audit: Audit | None
+    capturable: bool  # as far as the model goes
 
-    def stretch(self) -> None:
-        """From now on every step has the shapes of the last one, as a graph needs them."""
+    def reach(self, steps: int) -> None:
+        """From now on shapes hold for the first `steps` steps; a graph needs that of all."""
         for fork in self.forks:
-            fork.stretch(self.most, self.sampled.shape[1])
+            fork.reach(steps, self.most)
 
     def plan(self, done: int) -> None:
         """Before the step after `done` steps: what the host knows of it."""
@@ -88,7 +91,10 @@ def build(
     audit: Audit | None = None,
 ) -> Loop:
     """The loop of `decode`, nothing of it run yet. A step feeds one token of every row through the
-    model once; each method attends on its own rows."""
+    model once; each method attends on its own rows.
+
+    longest: the largest of rows.lens; most: tokens no row exceeds; steps at most.
+    """
     slots = len(rows.lens) // len(methods)
     forks = views(cache, rows, len(methods), slots, longest)
     device = rows.lens.device
@@ -136,46 +142,37 @@ def build(
         rows.live.logical_and_(~(emitted & ended))
         clock.add_(1)
 
-    return Loop(step, methods, forks, active, sampled, rows.lens.tolist(), most)
+    began = rows.lens.tolist()
+    return Loop(step, methods, forks, active, sampled, began, most, rows, audit, model.capturable)
 
 
 @torch.inference_mode()
 def decode(
-    model: Model,
-    cache: PagedCache,
-    rows: Rows,
-    methods: Sequence[Method],
-    traces: Sequence[Trace],
-    decoding: Decoding,
-    longest: int,
-    most: int,
-    steps: int,
-    audit: Audit | None = None,
+    loop: Loop,
     every: int = 0,
     pause: Callable[[Tensor], None] | None = None,
     ended: Callable[[Tensor], list[int]] | None = None,
 ) -> Tensor:
-    """Decode until every row has stopped, at most `steps` steps; tokens sampled, [R, steps done].
+    """Decode until every row has stopped, at most the loop's steps; tokens, [R, steps done].
 
-    longest: the largest of rows.lens; most: tokens no row exceeds. On a card the second step is
-    captured as a CUDA graph and replayed from then on, where model and methods allow it; steps that
-    the audit compares run eagerly. After every `every` steps (0: never) `pause` is called with the
-    tokens sampled so far; it may wait for the device and must leave rows and methods alone. `ended`
-    gets them, too, wherever the host looks at the rows, and names rows that are to stop.
+    On a card the second step is captured as a CUDA graph and replayed from then on, where model and
+    methods allow it; steps that the audit compares run eagerly. After every `every` steps (0:
+    never) `pause` is called with the tokens sampled so far; it may wait for the device and must
+    leave rows and methods alone. `ended` gets them, too, wherever the host looks at the rows, and
+    names rows that are to stop.
     """
-    slots = len(rows.lens) // len(methods)
-    loop = build(model, cache, rows, methods, traces, decoding, longest, most, steps, audit)
+    rows, methods, steps = loop.rows, loop.methods, loop.sampled.shape[1]
     device = rows.lens.device
-    capture = device.type == "cuda" and model.capturable and steps > 2
+    capture = device.type == "cuda" and loop.capturable and steps > 2
     capture = capture and all(method.needs.capturable for method in methods)
     if capture:
-        loop.stretch()
+        loop.reach(steps)
     replay = loop.step
     for done in range(steps):
         if done % POLL[device.type] == 0:
             if ended is not None:
                 rows.live[ended(loop.sampled[:, :done])] = False
-            living = rows.live.view(len(methods), slots).any(1).tolist()
+            living = rows.live.view(len(methods), -1).any(1).tolist()
             if not any(living):
                 return loop.sampled[:, :done]
             if not capture:
@@ -183,10 +180,9 @@ def decode(
         if pause is not None and every and done and done % every == 0:
             pause(loop.sampled[:, :done])
         if not capture:
-            for fork in loop.forks:
-                fork.grow(most)
+            loop.reach(done + 1)
         loop.plan(done)
-        if audit is not None and audit.due(done):
+        if loop.audit is not None and loop.audit.due(done):
             loop.step()
             continue
         # the first step has compiled and allocated what is made once

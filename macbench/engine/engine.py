@@ -14,7 +14,7 @@ from macbench.engine.answer import Answer, Request, Transcript
 from macbench.engine.audit import Audit
 from macbench.engine.backend import resolve
 from macbench.engine.cache import PagedCache
-from macbench.engine.decode import Rows, decode, views
+from macbench.engine.decode import Rows, build, decode, views
 from macbench.engine.prefill import prefill
 from macbench.engine.sampling import Decoding, choose
 from macbench.measure.trace import Trace
@@ -112,7 +112,7 @@ class Engine:
             ]
             return [said[m : m + self.slots] for m in range(0, len(said), self.slots)]
 
-        sampled = decode(
+        loop = build(
             self.model,
             self.cache,
             rows,
@@ -123,6 +123,9 @@ class Engine:
             self.longest,
             max(h + r.max_new - 1 for r, h in zip(requests, hold, strict=True)),
             audit,
+        )
+        sampled = decode(
+            loop,
             every,
             None if pause is None else lambda sampled: pause(answers(sampled)),
             ended if any(r.stop for r in requests) else None,
@@ -159,7 +162,7 @@ class Engine:
         rows.limit.fill_(steps + 2)
         traces = [self._trace() for _ in methods]
         began = time.perf_counter()
-        decode(
+        loop = build(
             self.model,
             self.cache,
             rows,
@@ -170,6 +173,7 @@ class Engine:
             self.longest,
             steps,
         )
+        decode(loop)
         self._wait()
         return (time.perf_counter() - began) / steps
 

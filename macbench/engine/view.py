@@ -28,18 +28,18 @@ class View:
     step: Tensor
     live: Tensor
     bound: int  # no row holds more tokens than this (known to the host, no read-back)
-    grown: int = 0  # tokens fed since the fork
+    grown: int = 0  # tokens fed since the fork, at most
 
     def __post_init__(self) -> None:
         self.kernels = backend.make(self.cache.geometry, len(self.lens))
+        self.longest = self.bound  # at the fork
         self.shared = self.lens // paged.PAGE  # [B] full pages of the prompt
         whole, used = self.cache.prompt_pages, self.bound // paged.PAGE
         self.run = whole if 2 * used > whole else used  # a part of every run has to be copied
 
-    def grow(self, most: int | None = None) -> None:
-        """A token was fed to every row; no row ever holds more than `most`."""
-        self.grown += 1
-        self.bound = self.bound + 1 if most is None else min(self.bound + 1, most)
+    def reach(self, steps: int, most: int) -> None:
+        """From now on shapes hold for `steps` tokens since the fork, and for `most` in all."""
+        self.grown, self.bound = steps, min(self.longest + steps, most)
 
     def lying(self, pool: Tensor) -> Tensor:
         """The prompts' pages where they lie, [B, run, Hkv, 16, d]; row i's full ones come first."""
@@ -51,10 +51,6 @@ class View:
         the method's lists."""
         if self.kernels is not None:
             self.kernels.plan(self.table, lens, lists)
-
-    def stretch(self, most: int, steps: int) -> None:
-        """From now on `grow` changes nothing: shapes hold for `steps` tokens, `most` in all."""
-        self.grown, self.bound = steps, most
 
     @property
     def tail(self) -> int:

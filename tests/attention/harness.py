@@ -187,7 +187,7 @@ def step(record: Record, given: Problem, at: int) -> None:
     """Decode step number `at`: write every row's own token, attend in every layer, commit."""
     view, cache = record.view, record.view.cache
     view.lens += 1
-    view.grow()
+    view.reach(at + 1, view.longest + given.steps)
     position = view.lens - 1
     page = view.table.gather(1, (position // PAGE)[:, None]).squeeze(1)
     outs = []

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from macbench.attention import Method, Needs, create
 from macbench.engine import Decoding, Engine
 from macbench.engine.cache import PagedCache
-from macbench.engine.decode import Rows, decode
+from macbench.engine.decode import Rows, build, decode
 from macbench.engine.prefill import prefill
 from macbench.measure.trace import Trace
 
@@ -211,7 +211,7 @@ def test_a_fork_after_another_forks_100_tokens_is_a_fresh_prefill(model, ask, mo
         g = model.geometry
         trace = Trace(g.layers, 1, g.q_heads, g.kv_heads, g.device)
         heard.clear()
-        said = decode(model, cache, rows, [method], [trace], Decoding(), 45, 200, steps)
+        said = decode(build(model, cache, rows, [method], [trace], Decoding(), 45, 200, steps))
         return said, torch.stack(heard)
 
     def prefilled():
