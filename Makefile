@@ -34,8 +34,12 @@ bench: $(STAMP)
 	 found here; make demo and make test need none."; exit 1; }
 	$(PIP) install -q -e '.[gpu]'
 	$(BIN)/pytest -q -m gpu
-	$(BIN)/macbench bench attention preset=hit_curve out=results/bench
-	$(BIN)/macbench plot hit_curve --from results/bench
+	for preset in hit_curve long tables breakdown speedup_grid; do \
+	  $(BIN)/macbench bench attention preset=$$preset out=results/bench || exit 1; done
+	$(BIN)/python -m macbench.experiments.prefix_rows.bench --quick | tee results/bench/prefix_rows.txt
+	$(BIN)/macbench bench decode preset=llama batch=1 out=results/bench
+	for figure in hit_curve speedup_grid breakdown latency_tables; do \
+	  $(BIN)/macbench plot $$figure --from results/bench || exit 1; done
 
 # The pinned versions where no GPU is found, and Triton, whose interpreter runs the kernels' tests;
 # else, or where one of them cannot be had, any version that pyproject.toml allows. With a GPU, a

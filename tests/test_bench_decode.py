@@ -14,7 +14,7 @@ from macbench.errors import MacbenchError
 from macbench.measure.latency.floor import Machine
 from macbench.measure.latency.record import Record, read
 from macbench.measure.trace import Trace
-from macbench.models import Model, Source, load
+from macbench.models import Model, Source, compiled, load
 
 MACHINE = Machine("a card", 1000.0, 8, 2.5, ((1000, 4.0), (3000, 8.0)))
 LENGTH, REPLAYS = 300, 4
@@ -197,13 +197,22 @@ def test_a_step_that_disagrees_holds_no_time(monkeypatch):
     assert "FAILED" in table(frame)
 
 
-def test_the_gate_sees_a_step_that_is_wrong():
+@pytest.mark.parametrize("wrong", range(3))
+def test_the_gate_sees_a_piece_that_is_wrong(monkeypatch, wrong):
     tiny = load(Source("tiny", "tiny-llama", init="random", dtype="float32"))
-    case = time_decode.Case(100, 2, 3, 0)
-    bed = time_decode.make_bed(tiny, case, 2)
+    bed = time_decode.make_bed(tiny, time_decode.Case(100, 2, 3, 0), 2)
+    assert time_decode.disagreement(bed) == 0  # nothing is compiled
+    tiny.around = "compiled"
+    pieces = list(compiled.PIECES)
+    monkeypatch.setattr(compiled, "_pieces", lambda options: pieces)
     assert time_decode.disagreement(bed) == 0
-    step = tiny.step
-    tiny.step = lambda tokens, *rest: step(tokens * 0, *rest)
+    right = pieces[wrong]
+
+    def off(*inputs):
+        out = right(*inputs)
+        return out * 1.2 if isinstance(out, torch.Tensor) else (*out[:-1], out[-1] * 1.2)
+
+    pieces[wrong] = off
     assert time_decode.disagreement(bed) > 0.1
 
 

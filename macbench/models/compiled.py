@@ -15,7 +15,7 @@ waits for nothing, so a step can be captured in a CUDA graph once it has run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +44,58 @@ def forward(
     """`Model.forward` of one token a row, tokens and positions [R, 1], through the pieces."""
     options = AROUND[model.around]
     assert options is not None, "an eager model has no pieces"
-    layers = model.base.layers
     with torch._dynamo.config.patch(recompile_limit=SHAPES):
-        enter, between, leave = _pieces(tuple(options.items()))
-        rotary = model.rotary(positions, regimes)
-        hidden = model.base.embed_tokens(tokens)
-        heads = enter(layers[0], hidden, rotary)
-        for index in range(len(layers) - 1):
-            out = attend(index, *heads)
-            hidden, *heads = between(layers[index], layers[index + 1], hidden, out, rotary)
-        out = attend(len(layers) - 1, *heads)
-        return leave(layers[-1], model.base.norm, hidden, out, rotary)
+        return _forward(model, tokens, positions, regimes, attend, *_pieces(tuple(options.items())))
+
+
+def disagreement(
+    model: Model, tokens: Tensor, positions: Tensor, regimes: Tensor, attend: Attend
+) -> float:
+    """Largest relative error of a row in what a compiled piece gives, each on the inputs that the
+    modules as they are lead to: through all layers, rounding alone can turn a row into another.
+    """
+    errors = []
+
+    def both(plain: Callable, piece: Callable) -> Callable:
+        def run(*inputs: Any) -> Any:
+            ours, theirs = piece(*inputs), plain(*inputs)
+            for a, b in zip(_tuple(ours), _tuple(theirs), strict=True):
+                a, b = a.double().flatten(1), b.double().flatten(1)
+                errors.append(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
+            return theirs
+
+        return run
+
+    pieces = _pieces(tuple((AROUND[model.around] or {}).items()))
+    with torch._dynamo.config.patch(recompile_limit=SHAPES):
+        checked = map(both, PIECES, pieces)
+        _forward(model, tokens, positions, regimes, attend, *checked)
+    return torch.stack(errors).nan_to_num(torch.inf).max().item()
+
+
+def _tuple(given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [given] if isinstance(given, Tensor) else given
+
+
+def _forward(
+    model: Model,
+    tokens: Tensor,
+    positions: Tensor,
+    regimes: Tensor,
+    attend: Attend,
+    enter: Callable,
+    between: Callable,
+    leave: Callable,
+) -> Tensor:
+    layers = model.base.layers
+    rotary = model.rotary(positions, regimes)
+    hidden = model.base.embed_tokens(tokens)
+    heads = enter(layers[0], hidden, rotary)
+    for index in range(len(layers) - 1):
+        out = attend(index, *heads)
+        hidden, *heads = between(layers[index], layers[index + 1], hidden, out, rotary)
+    out = attend(len(layers) - 1, *heads)
+    return leave(layers[-1], model.base.norm, hidden, out, rotary)
 
 
 @cache
@@ -63,7 +104,7 @@ def _pieces(options: tuple[tuple[str, Any], ...], backend: str = "inductor") -> 
     more: dict[str, Any] = {"options": dict(options)} if options else {}
     return [
         torch.compile(piece, fullgraph=True, dynamic=False, backend=backend, **more)
-        for piece in (_enter, _between, _leave)
+        for piece in PIECES
     ]
 
 
@@ -99,3 +140,6 @@ def _layer(layer: Any, hidden: Tensor, rotary: Rotary, attend: Callable[..., Ten
         position_embeddings=rotary,
         attend=attend,
     )
+
+
+PIECES = (_enter, _between, _leave)

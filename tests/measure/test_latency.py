@@ -277,7 +277,7 @@ def test_a_share_of_the_context_sets_the_band():
 
 @pytest.mark.parametrize(
     ("preset", "points"),
-    [("hit_curve", 90), ("speedup_grid", 192), ("breakdown", 69), ("tables", 30)],
+    [("hit_curve", 90), ("speedup_grid", 192), ("breakdown", 69), ("tables", 30), ("long", 4)],
 )
 def test_presets_are_complete(preset, points):
     made, settings = configure([f"preset={preset}"])
