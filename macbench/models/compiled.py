@@ -68,7 +68,7 @@ def disagreement(
 
     pieces = _pieces(tuple((AROUND[model.around] or {}).items()))
     with torch._dynamo.config.patch(recompile_limit=SHAPES):
-        checked = map(both, PIECES, pieces)
+        checked = [both(*pair) for pair in zip(PIECES, pieces, strict=True)]
         _forward(model, tokens, positions, regimes, attend, *checked)
     return torch.stack(errors).nan_to_num(torch.inf).max().item()
 
@@ -142,4 +142,4 @@ def _layer(layer: Any, hidden: Tensor, rotary: Rotary, attend: Callable[..., Ten
     )
 
 
-PIECES = (_enter, _between, _leave)
+PIECES: tuple[Callable, ...] = (_enter, _between, _leave)
