@@ -189,13 +189,27 @@ class Ring:
 
     queries [B, Hq, d / C, K, C]: the first C dims of all rows lie together, so that a scan which
     rejects on them reads nothing else. rows [B, Hq, K, d], lse [B, Hq, K] fp32 (natural),
-    chain [B, Hq, K] int32.
+    chain [B, Hq, K] int32. axes [Hq, d, d] fp32, orthogonal, where queries are kept along their
+    columns: distances stay what they are, and where the first ones tell most, fewer dims reject.
     """
 
     queries: Tensor
     rows: Tensor
     lse: Tensor
     chain: Tensor
+    axes: Tensor | None = None
+
+
+def principal(queries: Tensor) -> Tensor:
+    """Axes [Hq, d, d] fp32 of queries [n, Hq, d], the one along which they spread most first."""
+    apart = (queries - queries.mean(0)).float().transpose(0, 1)
+    return torch.linalg.eigh(apart.transpose(1, 2) @ apart).eigenvectors.flip(-1)
+
+
+def turned(queries: Tensor, axes: Tensor) -> Tensor:
+    """queries [B, Hq, d] along the columns of axes, in their own dtype. The product is fp32's: axes
+    rounded to 16 bits are not orthogonal."""
+    return torch.einsum("bhd,hde->bhe", queries.float(), axes).to(queries.dtype).contiguous()
 
 
 def threshold(tau: float, d: int) -> tuple[float, int]:
@@ -249,7 +263,7 @@ def match(
         D=d,
         C=c,
         K=rows,
-        NEAR=(d // c + 1) // 2,
+        NEAR=(d // c + 1) // 2 if ring.axes is None else 1,
         AHEAD=tiling.ahead,
         ROWS=tile,
         PDL=tiling.pdl,
@@ -330,6 +344,8 @@ def step(
     min_context, max_chain, refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]`
     before the first step; each step leaves it so. `hits` says what was matched.
     """
+    if ring.axes is not None:
+        q_pre = turned(q_pre, ring.axes)
     match(work, ring, q_pre, lens, tau, min_context, max_chain)
     spans(
         work,

@@ -48,6 +48,8 @@ class Mac(Method):
     min_context: no match before this position (the authors' serving code uses 2048).
     sink: the first tokens, never part of a row, always attended freshly.
     max_chain: a hit that would be further than this from an exact row is a miss of its head.
+    rotate: on a GPU, keep queries along the principal axes of the first prompt's; distances and
+    decisions stay (up to the rounding of what is kept), the match reads less.
     refresh_mixed_groups: where one head of a group misses, let every head of it attend exactly.
 
     Controls: amend=false sets r = 0. match_on="post_rope" compares rotated queries. match=
@@ -69,6 +71,7 @@ class Mac(Method):
     max_chain: int | None = None
     sink: int = 0
     min_context: int = 0
+    rotate: bool = False
     needs: Needs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -145,6 +148,8 @@ class Mac(Method):
             lambda: self._prompt_rows(layer, slot, q, position, prompt.length, view),
         )
         matched = prompt.q_pre[layer][-self.K :] if self.match_on == "pre_rope" else q
+        if self.fast and self.rotate:
+            matched = self.kernel.turned(layer, matched)
         at = position % self.K
         self._parts(layer)[slot][:, at] = self._split(matched).transpose(0, 1)
         self.outputs[layer, slot, :, at] = out.transpose(0, 1).to(self.outputs.dtype)
@@ -336,6 +341,19 @@ class Kernel:
         self.works = [work.layer(*own) for own in kept]
         stored = zip(method.queries, method.outputs, method.lse, method.chain, strict=True)
         self.rings = [mac.Ring(*own) for own in stored]
+        self.calibrated = [False] * g.layers
+        if method.rotate:
+            shape = (g.layers, g.q_heads, g.head_dim, g.head_dim)
+            for ring, axes in zip(self.rings, torch.zeros(shape, device=g.device), strict=True):
+                ring.axes = axes
+
+    def turned(self, layer: int, queries: Tensor) -> Tensor:
+        """queries [n, Hq, d] along the axes of the layer, which are those of the first ones."""
+        axes = self.rings[layer].axes
+        if not self.calibrated[layer]:
+            axes.copy_(self.mac.principal(queries))
+            self.calibrated[layer] = True
+        return self.mac.turned(queries, axes)
 
     def step(self, layer: int, matched: Tensor, q: Tensor, view) -> Tensor:
         m = self.method

@@ -23,6 +23,7 @@ METHODS = [
     ("mac", {"tau": 0.3, "K": 64, "r": 16}),
     ("mac", {"tau": 0.3, "K": 48, "r": 16, "sink": 4, "max_chain": 3, "match_on": "post_rope"}),
     ("mac", {"tau": 0.4, "K": 64, "r": 16, "refresh_mixed_groups": True}),
+    ("mac", {"tau": 0.4, "K": 64, "r": 16, "rotate": True}),
     ("mac", {"tau": 0.3, "K": 64, "r": 16, "match": "random_lag"}),
     ("mac", {"tau": 0.3, "K": 64, "r": 16, "match": "previous", "sink": 4}),
     ("quest", {"budget": 0.9, "dense_layers": 1}),

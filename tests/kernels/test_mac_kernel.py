@@ -74,6 +74,7 @@ class Case:
     min_context: int = 0
     # the kernels
     chunk: int = 16  # dims of a ring query that lie together
+    turned: bool = False  # kept along other axes
     programs: int = 3
     tokens: int = 32
     weight: int = 1
@@ -121,6 +122,7 @@ CASES = [
     Case("more programs than work", (30, 2), steps=3, K=4, r=20, programs=14, tokens=64,
          hits=(0, 0.95)),
     Case("one group of one head", (1,), group=1, steps=11, tau=0.2, K=5, r=3, programs=1),
+    Case("other axes", (70, 21), kv_heads=2, group=3, d=64, steps=6, K=24, turned=True),
     Case("fp16, three rows", (70, 21, 3), group=3, d=32, steps=2, dtype="float16", K=8, split=2),
     Case("fp16, large groups", (100,), group=8, d=64, steps=3, dtype="float16", K=32, r=16,
          rows=16, tokens=64),
@@ -165,13 +167,26 @@ def ring_of(method, chunk: int) -> mac.Ring:
     return copy(mac.Ring(stored, method.outputs[0], method.lse[0].float(), method.chain[0]))
 
 
+def turn(ring: mac.Ring) -> None:
+    """Keep the queries along random orthogonal axes."""
+    heads, blocks, _, chunk = ring.queries.shape[1:]
+    draw = torch.Generator().manual_seed(0)
+    d = blocks * chunk
+    axes = torch.linalg.qr(torch.randn(heads, d, d, generator=draw)).Q.to(ring.queries.device)
+    kept = ring.queries.transpose(2, 3).flatten(3) @ axes
+    ring.queries = kept.unflatten(-1, (-1, chunk)).transpose(2, 3).contiguous()
+    ring.axes = axes
+
+
 def copy(ring: mac.Ring) -> mac.Ring:
-    return mac.Ring(*(x.clone() for x in vars(ring).values()))
+    return mac.Ring(*(x if x is None else x.clone() for x in vars(ring).values()))
 
 
 def by_row(ring: mac.Ring) -> dict[str, Tensor]:
     """The ring's tensors as [B, Hq, K, ...]."""
     stored = ring.queries.transpose(2, 3).flatten(3)
+    if ring.axes is not None:
+        stored = stored @ ring.axes.mT
     return {"query": stored, "row": ring.rows, "lse": ring.lse, "chain": ring.chain}
 
 
@@ -254,6 +269,8 @@ class Decode:
         self.record = begun(self.given, case.knobs)
         self.view = self.record.view
         self.ring = ring_of(self.record.method, case.chunk)
+        if case.turned:
+            turn(self.ring)
         self.ring.rows[self.ring.lse == -torch.inf] = torch.inf  # never used
         self.work = workspace(case, tiling or case.tiling, device)
         self.steps: list[Step] = []
@@ -306,7 +323,10 @@ class Decode:
             rows = fresh[:, None].expand(mine.shape[:3])
             assert torch.equal(mine[~rows], before[name][~rows]), f"{where}: another {name} changed"
             new, wanted = (x[rows].unflatten(0, hit.shape)[same] for x in (mine, theirs[name]))
-            bound = {"row": (atol, rtol), "lse": (lse_tol, 0)}.get(name, (0, 0))
+            bounds = {"row": (atol, rtol), "lse": (lse_tol, 0)}
+            if case.turned:
+                bounds["query"] = 1e-5, 0
+            bound = bounds.get(name, (0, 0))
             close_enough(new, wanted, *bound, f"{where}: stored {name}")
         close_enough(out[same], self.record.out[at][0][same], atol, rtol, f"{where}: output")
         depth = by_row(ring)["chain"][fresh[:, None].expand_as(away)].view(hit.shape)
@@ -314,8 +334,10 @@ class Decode:
 
         self.differed += int((~same).sum())
         other = ring_of(self.record.method, case.chunk)  # these heads go on from one state
-        for mine, right in zip(vars(ring).values(), vars(other).values(), strict=True):
-            mine[~same] = right[~same]
+        if case.turned:
+            turn(other)
+        for name in ("queries", "rows", "lse", "chain"):
+            getattr(ring, name)[~same] = getattr(other, name)[~same]
 
     def all(self, name: str) -> Tensor:
         """[steps, B, Hq, ...]"""
@@ -418,6 +440,19 @@ def built(tmp_path_factory):
 def test_a_decode_equals_the_method_and_the_naive_one(interpreted, case):
     failure = interpreted[str(case)]
     assert failure is None, failure
+
+
+def test_principal_axes_keep_distances_and_tell_most_first():
+    draw = torch.Generator().manual_seed(0)
+    spread_over = torch.randn(3, 4, 64, generator=draw)  # 4 of 64 directions, other ones per head
+    queries = torch.einsum("nhk,hkd->nhd", torch.randn(200, 3, 4, generator=draw), spread_over)
+    queries += 5  # a common part tells nothing
+    axes = mac.principal(queries)
+    torch.testing.assert_close(axes.mT @ axes, torch.eye(64).expand(3, 64, 64), atol=1e-5, rtol=0)
+    moved = mac.turned(queries, axes)
+    apart, own = (x[1:] - x[:-1] for x in (queries, moved))
+    torch.testing.assert_close(own.norm(dim=-1), apart.norm(dim=-1), atol=1e-3, rtol=1e-4)
+    assert (own[..., 4:].norm(dim=-1) < 1e-3 * own.norm(dim=-1)).all()
 
 
 @pytest.mark.parametrize("name", COMPILED)
