@@ -343,13 +343,14 @@ class Kernel:
         self.rings = [mac.Ring(*own) for own in stored]
         self.calibrated = [False] * g.layers
         if method.rotate:
-            shape = (g.layers, g.q_heads, g.head_dim, g.head_dim)
-            for ring, axes in zip(self.rings, torch.zeros(shape, device=g.device), strict=True):
-                ring.axes = axes
+            square = (g.q_heads, g.head_dim, g.head_dim)
+            for ring in self.rings:
+                ring.axes = torch.zeros(square, device=g.device)
 
     def turned(self, layer: int, queries: Tensor) -> Tensor:
         """queries [n, Hq, d] along the axes of the layer, which are those of the first ones."""
         axes = self.rings[layer].axes
+        assert axes is not None
         if not self.calibrated[layer]:
             axes.copy_(self.mac.principal(queries))
             self.calibrated[layer] = True
