@@ -36,7 +36,7 @@ bench: $(STAMP)
 	$(BIN)/pytest -q -m gpu
 	for preset in hit_curve long tables breakdown speedup_grid; do \
 	  $(BIN)/macbench bench attention preset=$$preset out=results/bench || exit 1; done
-	$(BIN)/python -m macbench.experiments.prefix_rows.bench --quick | tee results/bench/prefix_rows.txt
+	$(BIN)/python -m macbench.experiments.prefix_rows.bench --quick > results/bench/prefix_rows.txt
 	$(BIN)/macbench bench decode preset=llama batch=1 out=results/bench
 	for figure in hit_curve speedup_grid breakdown latency_tables; do \
 	  $(BIN)/macbench plot $$figure --from results/bench || exit 1; done

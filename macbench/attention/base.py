@@ -61,6 +61,12 @@ class Lists:
     piece: int  # tokens of a piece
     per_row: int  # lists of a row: Hkv, or Hq where each query head has its own
 
+    @staticmethod
+    def upto(most: list[int], lens: list[int], piece: int, per_row: int) -> Lists:
+        """At most so many pieces of each row, of the pieces that hold its lens tokens."""
+        counts = [min(m, -(-n // piece)) for m, n in zip(most, lens, strict=True)]
+        return Lists(counts, piece, per_row)
+
 
 @dataclass
 class Prompt:

@@ -49,7 +49,8 @@ class Mac(Method):
     sink: the first tokens, never part of a row, always attended freshly.
     max_chain: a hit that would be further than this from an exact row is a miss of its head.
     rotate: on a GPU, keep queries along the principal axes of the first prompt's; distances and
-    decisions stay (up to the rounding of what is kept), the match reads less.
+    decisions stay (up to the rounding of what is kept), the match reads less. The axes, d d 4 bytes
+    per query head, are charged to every row, and the ring in full all the same.
     refresh_mixed_groups: where one head of a group misses, let every head of it attend exactly.
 
     Controls: amend=false sets r = 0. match_on="post_rope" compares rotated queries. match=
@@ -126,8 +127,10 @@ class Mac(Method):
         self.key = torch.zeros(slots, dtype=torch.int64, device=device)
         radii = [self.radius(layer, d) for layer in range(geometry.layers)]
         self.radii = torch.tensor(radii, device=device)  # [layers]
+        self.turn = d * d * 4 if self.rotate else 0  # bytes of axes per query head
         if self.fast:
             self.kernel = Kernel(self, slots)
+            held += [ring.axes for ring in self.kernel.rings if ring.axes is not None]
         return sum(x.numel() * x.itemsize for x in held) // slots
 
     def begin(self, layer, slot, prompt, view):
@@ -303,7 +306,7 @@ class Mac(Method):
             view,
             head_tokens=seen - skipped + skipped.clamp_max(self.sink),
             kv_tokens=seen - grouped + grouped.clamp_max(self.sink),
-            meta_bytes=geometry.group * (scanned + size + 4),
+            meta_bytes=geometry.group * (scanned + size + 4 + self.turn),
         )
         trace.add(layer, "hit", hit)
         trace.add(layer, "distance", distance.masked_fill(~hit, 0))

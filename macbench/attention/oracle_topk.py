@@ -61,10 +61,8 @@ class OracleTopK(Method):
         return view.exact(layer, q, tokens=chosen, counts=counts)[0]
 
     def lists(self, lens):
-        counts = [min(most, n) for most, n in zip(self.most, lens, strict=True)]
         g = self.geometry
-        chosen = g.kv_heads if self.shared else g.q_heads
-        return Lists(counts, 1, chosen)
+        return Lists.upto(self.most, lens, 1, g.kv_heads if self.shared else g.q_heads)
 
     def witness(self, totals):
         return totals["head_tokens"] < totals["context_head"]

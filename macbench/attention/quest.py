@@ -111,9 +111,8 @@ class Quest(Method):
         return view.exact(layer, q, pages=chosen, counts=counts)[0]
 
     def lists(self, lens):
-        pages = [min(most, -(-n // PAGE)) for most, n in zip(self.most, lens, strict=True)]
         g = self.geometry
-        return Lists(pages, PAGE, g.kv_heads if self.shared else g.q_heads)
+        return Lists.upto(self.most, lens, PAGE, g.kv_heads if self.shared else g.q_heads)
 
     def _update(self, layer, view):
         """Let the newest token's key into its page's bounds."""

@@ -58,8 +58,7 @@ class StreamingLLM(Method):
         )[0]
 
     def lists(self, lens):
-        counts = [min(most, n) for most, n in zip(self.most, lens, strict=True)]
-        return Lists(counts, 1, self.geometry.kv_heads)
+        return Lists.upto(self.most, lens, 1, self.geometry.kv_heads)
 
     def settle(self, view, trace):
         kept = torch.minimum(self.kept, view.lens)[:, None]

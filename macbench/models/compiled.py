@@ -42,10 +42,8 @@ def forward(
     model: Model, tokens: Tensor, positions: Tensor, regimes: Tensor, attend: Attend
 ) -> Tensor:
     """`Model.forward` of one token a row, tokens and positions [R, 1], through the pieces."""
-    options = AROUND[model.around]
-    assert options is not None, "an eager model has no pieces"
     with torch._dynamo.config.patch(recompile_limit=SHAPES):
-        return _forward(model, tokens, positions, regimes, attend, *_pieces(tuple(options.items())))
+        return _forward(model, tokens, positions, regimes, attend, *_own(model))
 
 
 def disagreement(
@@ -66,9 +64,8 @@ def disagreement(
 
         return run
 
-    pieces = _pieces(tuple((AROUND[model.around] or {}).items()))
     with torch._dynamo.config.patch(recompile_limit=SHAPES):
-        checked = [both(*pair) for pair in zip(PIECES, pieces, strict=True)]
+        checked = [both(*pair) for pair in zip(PIECES, _own(model), strict=True)]
         _forward(model, tokens, positions, regimes, attend, *checked)
     return torch.stack(errors).nan_to_num(torch.inf).max().item()
 
@@ -96,6 +93,12 @@ def _forward(
         hidden, *heads = between(layers[index], layers[index + 1], hidden, out, rotary)
     out = attend(len(layers) - 1, *heads)
     return leave(layers[-1], model.base.norm, hidden, out, rotary)
+
+
+def _own(model: Model) -> list[Callable]:
+    options = AROUND[model.around]
+    assert options is not None, "an eager model has no pieces"
+    return _pieces(tuple(options.items()))
 
 
 @cache
