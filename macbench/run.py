@@ -87,8 +87,8 @@ def reachable(
     method = create(spec.name, spec.knobs)
     method.check(geometry, length)
     floor = method.floor(geometry, length)
-    knob = "budget" if "budget" in spec.knobs else "tokens"
-    if floor is None or spec.knobs[knob] >= floor:
+    knob = next((knob for knob in ("budget", "tokens") if knob in spec.knobs), None)
+    if floor is None or knob is None or spec.knobs[knob] >= floor:
         return method, None
     if unreachable != "floor":
         raise MacbenchError(

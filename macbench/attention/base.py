@@ -105,8 +105,21 @@ class Method:
         """Refuse (MacbenchError) knobs that cannot work at this context length, before any work."""
 
     def floor(self, geometry: Geometry, length: int) -> float | None:
-        """Smallest reachable byte budget at this context length; None without a budget knob."""
+        """Smallest reachable byte budget at this context length; None where there is no saying."""
         return None
+
+    def predicted(self, geometry: Geometry, length: int, tokens: int) -> float | None:
+        """Byte budget of a step over `tokens` cached tokens, its own included, after a prompt of
+        `length`: the formula of the method's integers. None where data decide it.
+
+        With tokens = length it lies within 2 % or one `granule` of the budget that was asked for,
+        floors aside; what a longer row reads follows from it exactly.
+        """
+        return None
+
+    def granule(self, geometry: Geometry, length: int) -> float:
+        """Smallest step of `predicted` at a prompt of `length`."""
+        return 1 / length
 
     def allocate(self, geometry: Geometry, slots: int, max_tokens: int) -> int:
         """Take all memory at once. Returns the resident bytes of one slot, all layers."""

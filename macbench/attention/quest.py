@@ -6,7 +6,9 @@ attends exactly to the best pages; the newest page is always among them.
 
 Read per KV head of a sparse layer: 2 d b bytes of bounds per page (one token's K and V) and the
 tokens of the chosen pages, as a union over the group's query heads where each chooses for itself
-(`shared=false`, as the authors do). The first `dense_layers` layers read everything. Differs from
+(`shared=false`, as the authors do). The first `dense_layers` layers read everything. A budget is a
+number of pages over all sparse layers; the first of them have one more where it does not divide by
+their number. Differs from
 the authors' code: KV heads are never repeated, and pages are chosen at decode steps only (they
 also feed the end of the prompt through it: here `hold=question`).
 """
@@ -32,6 +34,7 @@ class Quest(Method):
     so the achieved budget is higher where they do not (shared=false)."""
 
     name: ClassVar[str] = "quest"
+    version: ClassVar[int] = 2  # 2: the remainder of a budget is handed out over layers
     budget: float = 0.2
     dense_layers: int = 2
     shared: bool = False
@@ -39,20 +42,36 @@ class Quest(Method):
     def __post_init__(self) -> None:
         check_share("quest.budget", self.budget)
 
-    def _dense(self, geometry) -> float:
-        return min(self.dense_layers, geometry.layers) / geometry.layers
-
     def floor(self, geometry, length):
-        dense = self._dense(geometry)
-        return min(1.0, dense + (1 - dense) * (1 / PAGE + LEAST * PAGE / length))
+        least = self._share(geometry, length, [LEAST] * geometry.layers)
+        return min(1.0, least)
 
-    def pages(self, geometry, length: int) -> int:
-        """Pages per list that give `budget` at this context length."""
-        dense = self._dense(geometry)
-        if dense == 1:
-            return LEAST
-        share = (self.budget - dense) / (1 - dense) - 1 / PAGE
-        return max(LEAST, round(share * length / PAGE))
+    def granule(self, geometry, length):
+        return PAGE / (geometry.layers * length)
+
+    def pages(self, geometry, length: int) -> list[int]:
+        """Pages per list of every layer that come nearest to `budget` at this prompt length."""
+        dense = min(self.dense_layers, geometry.layers)
+        sparse, held = geometry.layers - dense, -(-length // PAGE)
+        # in tokens: all layers' share, less the dense layers and the bounds; the newest page is
+        # counted whole in `total`, and what it lacks is not read
+        left = self.budget * geometry.layers * length - dense * length - sparse * held
+        total = round((left + sparse * (held * PAGE - length)) / PAGE)
+        each, more = divmod(max(total, LEAST * sparse), sparse) if sparse else (LEAST, 0)
+        return [each + (dense <= layer < dense + more) for layer in range(geometry.layers)]
+
+    def predicted(self, geometry, length, tokens):
+        """Where a group's heads agree, as with `shared`; else no less."""
+        if self.budget >= 1:
+            return self._share(geometry, tokens, [tokens] * geometry.layers)
+        return self._share(geometry, tokens, self.pages(geometry, length))
+
+    def _share(self, geometry, tokens: int, pages: list[int]) -> float:
+        """Byte budget of a step over so many tokens with so many pages per list."""
+        dense, held = min(self.dense_layers, geometry.layers), -(-tokens // PAGE)
+        empty = held * PAGE - tokens
+        sparse = sum(min(n, held) * PAGE - empty + held for n in pages[dense:])
+        return (dense * tokens + sparse) / (geometry.layers * tokens)
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
@@ -60,16 +79,20 @@ class Quest(Method):
         shape = (geometry.layers, slots, geometry.kv_heads, pages, geometry.head_dim)
         self.low = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
         self.high = torch.zeros_like(self.low)
-        self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
-        self.most = [1] * slots
+        shape = (geometry.layers, slots)
+        self.kept = torch.ones(shape, dtype=torch.int64, device=geometry.device)
+        self.most = [1] * slots  # in any layer
+        self.even = [True] * slots  # the same in all layers
         return 2 * self.low.numel() * self.low.itemsize // slots
 
     def begin(self, layer, slot, prompt, view):
         if layer == 0:
-            self.most[slot] = self.pages(self.geometry, prompt.original)
+            pages = self.pages(self.geometry, prompt.original)
             if self.budget >= 1:
-                self.most[slot] = self.low.shape[3]
-            self.kept[slot] = self.most[slot]
+                pages = [self.low.shape[3]] * self.geometry.layers
+            self.kept[:, slot] = torch.tensor(pages, device=self.kept.device)
+            own = pages[self.dense_layers :]
+            self.most[slot], self.even[slot] = max(pages), len({*own}) < 2
         if layer < self.dense_layers:
             return
         low, high = prompt.once(
@@ -100,7 +123,7 @@ class Quest(Method):
         scores = scores.masked_fill(page >= held[..., None], -torch.inf)
         scores = scores.masked_fill(page == held[..., None] - 1, torch.inf)
         chosen = scores.topk(min(max(self.most), size), dim=-1).indices
-        counts = torch.minimum(self.kept[:, None], held).expand(chosen.shape[:2])
+        counts = torch.minimum(self.kept[layer][:, None], held).expand(chosen.shape[:2])
 
         kv_heads = self.geometry.kv_heads
         empty = held * PAGE - lens  # the newest page is always chosen and may not be full
@@ -112,6 +135,8 @@ class Quest(Method):
 
     def lists(self, lens):
         g = self.geometry
+        if not all(self.even):
+            return None
         return Lists.upto(self.most, lens, PAGE, g.kv_heads if self.shared else g.q_heads)
 
     def _update(self, layer, view):
