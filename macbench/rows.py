@@ -100,6 +100,7 @@ def make_row(
     held = len(request.tokens) + len(answer.tokens)
     token_bytes = g.token_bytes * g.kv_heads * g.layers
     kept = method.capacity(slot, held) * token_bytes + resident
+    prompt = len(request.tokens) - min(request.hold, len(request.tokens) - 1)
     return {
         "index": sample.index,
         "id": sample.id,
@@ -118,12 +119,17 @@ def make_row(
         "context": reads["context"],
         **sums,
         **context,
+        "planned": method.predicted(g, prompt, prompt),
         "resident": kept / (held * token_bytes),
         "acted": reads["steps"] == 0 or method.witness({**sums, **context}),
         "extra": sample.extra,
         **({"resumed": answer.resumed} if answer.resumed else {}),
         **({"audit": drift(config, model, request, answer)} if "audited" in reads else {}),
-        "time": {"prefill_s": answer.prefill_s, "decode_s": answer.decode_s},
+        "time": {
+            "prefill_s": answer.prefill_s,
+            "begin_s": answer.begin_s,
+            "decode_s": answer.decode_s,
+        },
     }
 
 

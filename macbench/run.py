@@ -325,6 +325,7 @@ def ask_again(
             "extra": {**sample.extra, "first": about},
             "time": {
                 "prefill_s": first.prefill_s + answer.prefill_s,
+                "begin_s": first.begin_s,
                 "decode_s": first.decode_s + answer.decode_s,
             },
         }

@@ -52,12 +52,14 @@ COLUMNS = [  # of a line of samples.jsonl
     "meta_bytes",
     "context_head",
     "context_kv",
+    "planned",  # byte budget at the prompt's length by the method's integers; null: data decide it
     "resident",  # bytes held / full attention's
     "acted",  # whether the method did anything that full attention does not
     "extra",
     "resumed",  # tokens there were when another process went on with it; absent where none did
     "audit",  # `macbench.engine.audit.summary`; absent without one
-    "time",  # {"prefill_s", "decode_s"}: the only key that differs between equal runs
+    "time",  # {"prefill_s", "begin_s" (the method's own work), "decode_s"}: the only key that
+    # differs between equal runs
 ]
 
 SCORED = ("index", "judge", "score", "details")  # of a line of scores-JUDGE.jsonl

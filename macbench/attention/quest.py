@@ -58,7 +58,7 @@ class Quest(Method):
         left = self.budget * geometry.layers * length - dense * length - sparse * held
         total = round((left + sparse * (held * PAGE - length)) / PAGE)
         each, more = divmod(max(total, LEAST * sparse), sparse) if sparse else (LEAST, 0)
-        return [each + (dense <= layer < dense + more) for layer in range(geometry.layers)]
+        return [0] * dense + [each + 1] * more + [each] * (sparse - more)
 
     def predicted(self, geometry, length, tokens):
         """Where a group's heads agree, as with `shared`; else no less."""
@@ -79,8 +79,8 @@ class Quest(Method):
         shape = (geometry.layers, slots, geometry.kv_heads, pages, geometry.head_dim)
         self.low = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
         self.high = torch.zeros_like(self.low)
-        shape = (geometry.layers, slots)
-        self.kept = torch.ones(shape, dtype=torch.int64, device=geometry.device)
+        self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
+        self.fuller = torch.zeros_like(self.kept)  # layers before this one have a page more
         self.most = [1] * slots  # in any layer
         self.even = [True] * slots  # the same in all layers
         return 2 * self.low.numel() * self.low.itemsize // slots
@@ -90,9 +90,9 @@ class Quest(Method):
             pages = self.pages(self.geometry, prompt.original)
             if self.budget >= 1:
                 pages = [self.low.shape[3]] * self.geometry.layers
-            self.kept[:, slot] = torch.tensor(pages, device=self.kept.device)
-            own = pages[self.dense_layers :]
-            self.most[slot], self.even[slot] = max(pages), len({*own}) < 2
+            self.kept[slot], self.most[slot] = pages[-1], max(LEAST, *pages)
+            self.even[slot] = pages[-1] == max(pages)
+            self.fuller[slot] = 0 if self.even[slot] else len(pages) - pages.count(pages[-1])
         if layer < self.dense_layers:
             return
         low, high = prompt.once(
@@ -123,7 +123,8 @@ class Quest(Method):
         scores = scores.masked_fill(page >= held[..., None], -torch.inf)
         scores = scores.masked_fill(page == held[..., None] - 1, torch.inf)
         chosen = scores.topk(min(max(self.most), size), dim=-1).indices
-        counts = torch.minimum(self.kept[layer][:, None], held).expand(chosen.shape[:2])
+        kept = (self.kept + (self.fuller > layer))[:, None]
+        counts = torch.minimum(kept, held).expand(chosen.shape[:2])
 
         kv_heads = self.geometry.kv_heads
         empty = held * PAGE - lens  # the newest page is always chosen and may not be full
