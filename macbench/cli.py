@@ -113,6 +113,27 @@ def parser() -> Parser:
     )
 
     add = command(
+        "compare",
+        compare,
+        "Methods at matched budgets: scores with intervals, tests against full, sample sizes.",
+        "macbench compare results/demo",
+    )
+    add.add_argument("dirs", type=Path, nargs="+", metavar="DIR")
+    add.add_argument("--format", choices=("md", "csv", "latex"), help="default: for reading")
+    add.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="loss that would matter (default: RULER 1, LongBench v2 2, others 3)",
+    )
+    add.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="GB/S",
+        help="at which a step reads (an H200: 4800), to say when a method's prefill work pays",
+    )
+
+    add = command(
         "plot",
         plot,
         "Draw a figure from a results folder.",
@@ -283,6 +304,16 @@ def show(args: argparse.Namespace) -> None:
 
     table = averages.table if args.averages else report.table
     print(table(store.read(_results(args.dir)), args.format or "text"))
+
+
+def compare(args: argparse.Namespace) -> None:
+    from macbench import compare as comparing
+    from macbench import store
+
+    results = store.read(*map(_results, args.dirs))
+    margin = None if args.margin is None else args.margin / 100
+    bandwidth = None if args.bandwidth is None else args.bandwidth * 1e9
+    print(comparing.table(results, args.format or "text", margin, bandwidth))
 
 
 def plot(args: argparse.Namespace) -> None:
