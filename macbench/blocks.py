@@ -83,6 +83,7 @@ class Block:
     """All methods on one model, length and task family under equal conditions."""
 
     about: dict[str, Any]
+    family: str  # of its tasks
     title: str
     embedded: set[str]  # tasks whose text is the embedded one
     lines: list[Line]
@@ -190,6 +191,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> B
     every: Any = samples.to_dict("records")
     block = Block(
         about=about,
+        family=_family(first["task"]),
         title=", ".join(filter(None, [_title(cells, embedded), benchmarks.title(names[0], every)])),
         embedded=embedded,
         lines=lines,

@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = parser().parse_known_args(argv)
         words = [word for word in rest if not word.startswith("-")]
-        if rest != words or (rest and args.command != "run"):
+        if rest != words or (rest and args.command not in ("run", "plot")):
             raise MacbenchError(
                 f"unknown argument '{rest[0]}'; see `macbench {args.command} --help`."
             )
-        if args.command == "run":
+        if args.command in ("run", "plot"):
             args.options += words
         return args.act(args) or 0
     except MacbenchError as error:
@@ -137,11 +137,13 @@ def parser() -> Parser:
         "plot",
         plot,
         "Draw a figure from a results folder.",
-        "macbench plot accuracy_budget --from results/demo --out results/local/figures",
+        "macbench plot accuracy_budget --from results/demo --out results/local/figures\n"
+        "  macbench plot budget_curve --from results/demo --out results/local/figures paper=true",
     )
     add.add_argument("figure", metavar="FIGURE")
     add.add_argument("--from", dest="dir", type=Path, required=True, metavar="DIR")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: the folder itself")
+    add.add_argument("options", nargs="*", metavar="key=value")
 
     add = command(
         "fetch",
@@ -322,7 +324,7 @@ def plot(args: argparse.Namespace) -> None:
 
     folder = args.out or _results(args.dir)
     check_writable(folder)
-    for path in plots.draw(args.figure, _results(args.dir), folder):
+    for path in plots.draw(args.figure, _results(args.dir), folder, args.options):
         print(path)
 
 

@@ -42,7 +42,7 @@ def table(
     if bandwidth is not None and bandwidth <= 0:
         raise MacbenchError(f"--bandwidth {bandwidth / 1e9:g}: give GB/s above 0.")
     blocks = summarise(results)
-    margins = [margin or MARGINS.get(_family(block), MARGIN) for block in blocks]
+    margins = [margin or MARGINS.get(block.family, MARGIN) for block in blocks]
     if format == "csv":
         rows = [
             row
@@ -55,11 +55,6 @@ def table(
         block.grids = [grid for grid in block.grids if len(grid) > 1]
         block.notes = _notes(block, own, bandwidth)
     return render(blocks, format)
-
-
-def _family(block: Block) -> str:
-    names = [task for line in block.lines for task in line.tasks]
-    return names[0].partition("/")[0] if names else ""
 
 
 def not_worse(line: Line, margin: float) -> bool:
@@ -193,7 +188,7 @@ def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str
         plan, v, b = line.plan, line.versus, line.budgets
         row: dict[str, Any] = {
             **block.about,
-            "benchmark": _family(block),
+            "benchmark": block.family,
             "method": plan.row,
             "label": line.label,
             "marks": "; ".join(line.marks),
