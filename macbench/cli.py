@@ -80,6 +80,19 @@ def parser() -> Parser:
     add.add_argument("options", nargs="*", metavar="key=value")
 
     add = command(
+        "calibrate",
+        calibrate,
+        "MAC's tau and K that read an asked share of bytes, found on held-out samples.",
+        "macbench calibrate method=mac budget=0.4 task=ruler/niah_multikey_1 length=4k limit=8 "
+        "out=results/local/mac40.yaml\n"
+        "  macbench run 'method=[full,mac@results/local/mac40.yaml]' task=ruler/niah_multikey_1 "
+        "length=4k out=results/local/matched",
+        "\nown options: budget=SHARE out=FILE per=global|layer (one tau, or one per layer); all "
+        "others as of `macbench run`, seed=4242 where none is given",
+    )
+    add.add_argument("options", nargs="*", metavar="key=value")
+
+    add = command(
         "bench",
         bench,
         "Time attention or a whole model's decode step on a GPU, beside its floor and rivals.",
@@ -240,6 +253,26 @@ def run(args: argparse.Namespace) -> int:
     print(report.table(store.read(config.out), "text"))
     print(f"\nThis table again: macbench show {config.out}")
     return code
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    from macbench.calibrate import calibrate as solve
+    from macbench.calibrate import read_words
+    from macbench.progress import Progress
+
+    asked, config = read_words(args.options)
+    progress = Progress()
+    try:
+        found = solve(asked, config, progress)
+    finally:
+        progress.stop()
+    tau = found.knobs["tau"]
+    print(
+        f"asked {100 * found.budget:g} %, predicted {100 * found.predicted:.1f} %, checked by a "
+        f"run {100 * found.checked:.1f} % of full attention's bytes\n"
+        f"mac.K={found.knobs['K']} mac.tau={'per layer' if isinstance(tau, list) else tau}, in "
+        f"{asked.out}: macbench run 'method=[full,mac@{asked.out}]' …"
+    )
 
 
 def list_(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from macbench import tasks
@@ -48,6 +48,11 @@ def describe(
     """How a cell is presented; changes no number."""
     g = model.geometry
     asked = {k: spec.knobs[k] for k in ("budget", "tokens", "tau") if k in spec.knobs}
+    calibrated = {}
+    if found := spec.calibration:
+        asked |= {"budget": found.budget}
+        about = {k: v for k, v in asdict(found).items() if k not in ("knobs", "prompts")}
+        calibrated = {"calibration": about}
     sources = {s.source for s in group.samples}
     notes = [*model.notes, *(f"source={s}" for s in sorted(sources))]
     return {
@@ -58,6 +63,7 @@ def describe(
         "control": create(spec.name, spec.knobs).control,
         "notes": notes,
         "floor": floor,
+        **calibrated,
         "block": config.block,
         "geometry": {
             "layers": g.layers,

@@ -65,6 +65,9 @@ def run(config: RunConfig, progress: Progress) -> int:
         model.prepare(group.tokens)
         for spec in config.cells:
             reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if spec.calibration:
+                prompts = map(prompt_sha, group.requests)
+                spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:
