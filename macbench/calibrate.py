@@ -13,7 +13,7 @@ reused before. So MAC is run on the same samples, and where it reads something e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 RINGS = (64, 128, 256, 512, 1024)
 SEED = 4242  # unless told: not that of a run
 GRID = 100_000  # taus between 0 and 1
-TRIES = 3  # runs of MAC at most
+TRIES = 4  # runs of MAC at most
 CLOSE = 0.05  # of the budget, relative: near enough
 PER = ("global", "layer")
 
@@ -177,6 +177,15 @@ class Shadow(Method):
         trace.read(slice(None), view, head_tokens=lens, kv_tokens=lens)
 
 
+def bisect(holds: Callable[[float], bool]) -> float:
+    """The largest x in [0, 1], to GRID parts, at which a condition holds that ends at some x."""
+    low, high = 0, GRID + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle / GRID) else (low, middle)
+    return low / GRID
+
+
 @dataclass(frozen=True)
 class Curve:
     """Byte budget against tau, of one layer or of all, with one ring size.
@@ -204,17 +213,9 @@ class Curve:
         hits = int(np.searchsorted(self.worst, radius, side="left"))
         return self.fixed - (float(self.saved[hits - 1]) / self.total if hits else 0.0)
 
-    def solve(self, budget: float) -> float | None:
-        """The strictest tau that reads no more than `budget`; None where none does."""
-        if self.at(0) > budget:
-            return None
-        low, high = 0, GRID  # at(low) <= budget
-        if self.at(1) <= budget:
-            return 1.0
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.at(middle / GRID) <= budget else (low, middle)
-        return low / GRID
+    def solve(self, budget: float) -> float:
+        """The strictest tau that reads no more than `budget`; 0 where none does."""
+        return bisect(lambda tau: self.at(tau) <= budget)
 
 
 def curves(blocks: Sequence[Recorded], mac: Mac, ring: int, geometry: Geometry) -> list[Curve]:
@@ -265,18 +266,47 @@ class Choice:
 
 
 def choose(by_ring: dict[int, list[Curve]], budget: float, per: str) -> list[Choice]:
-    """The rings that can read so little, the one with the strictest tau first."""
+    """The rings that can read so little, the one with the strictest tau first.
+
+    per="layer": all layers read one and the same share, but those whose least is more.
+    """
     found = []
     for ring, layers in by_ring.items():
-        parts = [pooled(layers)] if per == "global" else layers
-        taus = [part.solve(budget) for part in parts]
-        if any(tau is None for tau in taus):
+        if pooled(layers).at(0) > budget:
             continue
-        known = [tau for tau in taus if tau is not None]
-        read = sum(part.at(tau) for part, tau in zip(parts, known, strict=True)) / len(parts)
-        tau = known[0] if per == "global" else known
-        found.append(Choice(ring, tau, read, sum(known) / len(known)))
+        if per == "global":
+            tau = pooled(layers).solve(budget)
+            found.append(Choice(ring, tau, pooled(layers).at(tau), tau))
+            continue
+
+        def read(level: float, layers: list[Curve] = layers) -> float:
+            return sum(layer.at(layer.solve(level)) for layer in layers) / len(layers)
+
+        level = bisect(lambda level: read(level) <= budget)
+        taus = [layer.solve(level) for layer in layers]
+        found.append(Choice(ring, taus, read(level), sum(taus) / len(taus)))
     return sorted(found, key=lambda choice: (-choice.strictness, choice.ring))
+
+
+@dataclass(frozen=True)
+class Try:
+    """A run of MAC: the prediction that was aimed at, and what was read."""
+
+    aim: float
+    read: float
+    choice: Choice
+    knobs: dict[str, Any]
+
+
+def _aim(budget: float, tried: Sequence[Try]) -> float:
+    """What to aim at next: the budget, then it less the error, then by secant."""
+    if not tried:
+        return budget
+    last = tried[-1]
+    slope = 1.0
+    if len(tried) > 1 and last.read != tried[-2].read:
+        slope = (last.aim - tried[-2].aim) / (last.read - tried[-2].read)
+    return last.aim + slope * (budget - last.read)
 
 
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
@@ -287,7 +317,8 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
     if not groups:
         raise MacbenchError("none of these tasks can be made at this length; ask for a longer one.")
     mac: Any = create("mac", config.cells[0].knobs)
-    progress.start(sum(len(group.samples) for group in groups) * 2)
+    samples = sum(len(group.samples) for group in groups)
+    progress.start(samples)
     blocks = []
     for group in groups:
         steps = max(r.hold for r in group.requests) + max(r.max_new for r in group.requests)
@@ -295,33 +326,37 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
             shadow = Shadow(mac, asked.rings, steps)
             _decode(config, model, group, block, shadow, backend, progress)
             blocks.append(shadow.recorded())
+    progress.stop()
     if not any(bool(block.seen.any()) for block in blocks):
         raise MacbenchError("these answers have no decode step to learn from; use another task.")
     by_ring = {ring: curves(blocks, mac, ring, model.geometry) for ring in asked.rings}
     del blocks
-    aim, tried = asked.budget, []
-    for _ in range(TRIES):
+    tried: list[Try] = []
+    while len(tried) < TRIES and (aim := _aim(asked.budget, tried)) > 0:
         choices = choose(by_ring, aim, asked.per)
-        if tried:  # the ring stays
-            choices = [choice for choice in choices if choice.ring == tried[0][1].ring]
+        if not tried:
+            if not choices:
+                raise MacbenchError(_unreachable(asked, by_ring))
+            taus = ", ".join(f"{c.strictness:.3f} (K={c.ring})" for c in choices)
+            progress.note(f"tau for {100 * aim:g} %: {taus}")
+            by_ring = {choices[0].ring: by_ring[choices[0].ring]}  # the ring stays
         if not choices:
-            if tried:
-                break
-            raise MacbenchError(_unreachable(asked, by_ring))
+            break
         knobs = {**config.cells[0].knobs, "tau": choices[0].tau, "K": choices[0].ring}
+        progress.start(samples)
         read = _read(config, model, groups, knobs, backend, progress)
+        progress.stop()
         progress.note(_told(choices[0], read))
-        tried.append((abs(read - asked.budget), choices[0], read, knobs))
+        tried.append(Try(aim, read, choices[0], knobs))
         if abs(read - asked.budget) <= CLOSE * asked.budget:
             break
-        aim += asked.budget - read
-    _, choice, read, knobs = min(tried, key=lambda one: one[0])
+    best = min(tried, key=lambda one: abs(one.read - asked.budget))
     found = Calibration(
         method="mac",
-        knobs=knobs,
+        knobs=best.knobs,
         budget=asked.budget,
-        predicted=round(choice.predicted, 6),
-        checked=round(read, 6),
+        predicted=round(best.choice.predicted, 6),
+        checked=round(best.read, 6),
         per=asked.per,
         model=model.name,
         weights=model.weights,
@@ -388,13 +423,9 @@ def _told(choice: Choice, read: float) -> str:
 
 def _unreachable(asked: Asked, by_ring: dict[int, list[Curve]]) -> str:
     """What MAC reads at least, with every query within the loosest radius taken as a match."""
-    if asked.per == "layer":
-        least = {ring: max(c.at(0) for c in layers) for ring, layers in by_ring.items()}
-    else:
-        least = {ring: pooled(layers).at(0) for ring, layers in by_ring.items()}
+    least = {ring: pooled(layers).at(0) for ring, layers in by_ring.items()}
     ring = min(least, key=lambda ring: least[ring])
-    layers = " in every layer; per=global may" if asked.per == "layer" else "; tau=0 is loosest"
     return (
         f"mac cannot read as little as {100 * asked.budget:g} % here: {100 * least[ring]:.1f} % at "
-        f"least, with K={ring}{layers}."
+        f"least, with K={ring} and tau=0, the loosest."
     )
