@@ -276,48 +276,10 @@ def calibrate(args: argparse.Namespace) -> None:
 
 
 def list_(args: argparse.Namespace) -> None:
-    rows = {"models": _models, "tasks": _tasks, "methods": _methods}[args.what]()
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return
-    from macbench.checks import show as written
+    from macbench import listing
 
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        print(f"{row['name']:{width}}  {row['about']}".rstrip())
-        for knob, value in row.get("knobs", {}).items():
-            print(f"{'':{width}}    {row['name'].partition('/')[0]}.{knob}={written(value)}")
-
-
-def _models() -> list[dict[str, Any]]:
-    from macbench import presets
-
-    found = {name: presets.read("model", name) for name in presets.models()}
-    return [
-        {**model, "name": name, "about": f"{model['init']} of {model['source']}"}
-        for name, model in found.items()
-    ]
-
-
-def _tasks() -> list[dict[str, Any]]:
-    from macbench import tasks
-
-    return [{"name": name, "about": ""} for name in tasks.names()]
-
-
-def _methods() -> list[dict[str, Any]]:
-    """Every method and variant; knobs hold the defaults, of a variant only what differs."""
-    from macbench import presets
-    from macbench.attention import METHODS
-
-    rows = []
-    for name, variants in presets.methods().items():
-        module = sys.modules[METHODS[name].__module__]
-        about = (module.__doc__ or "").strip().split("\n")[0]
-        common = {"about": about, "control": METHODS[name].control}
-        for each in [name, *(f"{name}/{variant}" for variant in variants)]:
-            rows.append({"name": each, **common, "knobs": presets.read("method", each)})
-    return rows
+    rows = getattr(listing, args.what)()
+    print(json.dumps(rows, indent=2) if args.json else listing.text(rows))
 
 
 def score(args: argparse.Namespace) -> None:

@@ -142,7 +142,7 @@ def test_the_ring_with_the_strictest_tau_is_chosen():
 
 
 def test_a_layer_that_cannot_read_so_little_takes_its_least_and_the_others_the_rest():
-    """At 0.5 on average (and rounding): the first layer reads 0.8 at least, so the second may read 0.2."""
+    """At 0.5 on average, and rounding: the first reads 0.8 at least, so the second may read 0.2."""
     layers = [curve_of([1.0], [300.0]), curve_of([1.0, 2.0], [300.0, 600.0])]
     (choice,) = choose({64: layers}, 0.501, "layer")
     first, second = choice.tau
