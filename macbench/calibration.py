@@ -14,6 +14,8 @@ import yaml
 from macbench.checks import check_types
 from macbench.errors import MacbenchError
 
+SOLVED = ("tau", "K", "budget")  # knobs that follow from the budget
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -34,7 +36,7 @@ class Calibration:
 
     def label(self, defaults: dict[str, Any]) -> str:
         """Such as "mac budget=0.2": with the knobs that were not solved for and not left alone."""
-        apart = {k: v for k, v in self.knobs.items() if k not in ("tau", "K") and v != defaults[k]}
+        apart = {k: v for k, v in self.knobs.items() if k not in SOLVED and v != defaults[k]}
         told = [f"per={self.per}"] if self.per != "global" else []
         told += [f"{knob}={value}" for knob, value in apart.items()]
         return " ".join([self.method, *told, f"budget={self.budget:g}"])

@@ -82,13 +82,14 @@ def parser() -> Parser:
     add = command(
         "calibrate",
         calibrate,
-        "MAC's tau and K that read an asked share of bytes, found on held-out samples.",
+        "Knobs that read an asked share of bytes (MAC's tau and K), found on held-out samples.",
         "macbench calibrate method=mac budget=0.4 task=ruler/niah_multikey_1 length=4k limit=8 "
         "out=results/local/mac40.yaml\n"
         "  macbench run 'method=[full,mac@results/local/mac40.yaml]' task=ruler/niah_multikey_1 "
         "length=4k out=results/local/matched",
         "\nown options: budget=SHARE out=FILE per=global|layer (one tau, or one per layer); all "
-        "others as of `macbench run`, seed=4242 where none is given",
+        "others as of `macbench run`, seed=4242 where none is given. method=quest and others that "
+        "take a budget: theirs is moved until it is what they read.",
     )
     add.add_argument("options", nargs="*", metavar="key=value")
 
@@ -266,12 +267,10 @@ def calibrate(args: argparse.Namespace) -> None:
         found = solve(asked, config, progress)
     finally:
         progress.stop()
-    tau = found.knobs["tau"]
     print(
         f"asked {100 * found.budget:g} %, predicted {100 * found.predicted:.1f} %, checked by a "
         f"run {100 * found.checked:.1f} % of full attention's bytes\n"
-        f"mac.K={found.knobs['K']} mac.tau={'per layer' if isinstance(tau, list) else tau}, in "
-        f"{asked.out}: macbench run 'method=[full,mac@{asked.out}]' …"
+        f"{asked.out}: macbench run 'method=[full,{found.method}@{asked.out}]' …"
     )
 
 

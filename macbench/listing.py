@@ -11,7 +11,7 @@ from macbench import presets
 
 Row = dict[str, Any]
 LENGTH = 8192  # at which the least budget of a method is told, of the embedded model
-SIZES = {"layers": 30, "q_heads": 9, "kv_heads": 3, "head_dim": 64}  # its own
+SIZES = (30, 9, 3, 64)  # its layers, query heads, KV heads and head dimension
 LEAST = 1e-9  # a budget below every floor
 
 
@@ -58,10 +58,7 @@ def least_budget(name: str, knobs: Row) -> float | None:
 
     from macbench.attention import METHODS, Geometry, create
 
-    device, scale = torch.device("cpu"), SIZES["head_dim"] ** -0.5
-    shape = Geometry(
-        **SIZES, scale=scale, device=device, dtype=torch.bfloat16, rotate=lambda x, _: x
-    )
+    shape = Geometry(*SIZES, 1.0, torch.device("cpu"), torch.bfloat16, lambda x, _: x)
     known = {field.name for field in fields(METHODS[name])}  # type: ignore[arg-type]
     method = create(name, {**knobs, **dict.fromkeys({"budget", "tokens"} & known, LEAST)})
     floor = method.floor(shape, LENGTH)

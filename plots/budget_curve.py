@@ -62,7 +62,7 @@ def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: list[str]) -> None:
             level = float(own["score"].iloc[0])
             axis.axhline(level, color="0.6", ls=":", lw=1, label=f"full ({MODEL}, paper)")
             continue
-        i, own = methods.index(method), own.sort_values("access")
+        i, own = methods.index(str(method)), own.sort_values("access")
         axis.plot(
             100 * own["access"],
             own["score"],

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from macbench import store
 from macbench.attention import create
-from macbench.calibrate import Curve, Shadow, bisect, choose, curves, pooled, read_words
+from macbench.calibrate import read_words
 from macbench.cli import main
 from macbench.compare import table
 from macbench.errors import MacbenchError
+from macbench.shadow import Curve, Shadow, bisect, choose, curves, pooled
 
 sys.path.insert(0, str(Path(__file__).parent / "attention"))
 from harness import drive, exact, problem
@@ -159,11 +160,13 @@ def test_a_layer_that_cannot_read_so_little_takes_its_least_and_the_others_the_r
         (["budget=20", "out=x"], "budget=20 must be a share"),
         (["budget=a", "out=x"], "budget=a must be a share"),
         (["budget=0.2", "out=x", "per=head"], "per=head: choose global or layer"),
-        (["budget=0.2", "out=x", "method=quest"], "solves for mac only"),
-        (["budget=0.2", "out=x", "method=[mac,full]"], "solves for mac only"),
+        (["budget=0.2", "out=x", "method=full"], "one method: mac, or another that takes a budget"),
+        (["budget=0.2", "out=x", "method=[mac,quest]"], "one method"),
+        (["budget=0.2", "out=x", "method=quest", "quest.budget=0.2"], "quest.budget is what"),
+        (["budget=0.2", "out=x", "method=quest", "per=layer"], "per=layer is for mac"),
         (["budget=0.2", "out=x", "mac.tau=0.5"], "mac.tau is what calibrate solves for"),
         (["budget=0.2", "out=x", "mac.r=[64,128]"], "one value of every option"),
-        (["budget=0.2", "out=x", "mac.match=previous"], "match=nearest"),
+        (["budget=0.2", "out=x", "mac.match=previous"], "predicts match=nearest"),
         (["budget=0.2", "out=x", "length=[1k,2k]"], "at one length="),
         (["budget=0.2", "out=x", "tsk=ruler"], "unknown option 'tsk'"),
     ],
@@ -213,6 +216,19 @@ def test_the_file_runs_and_stands_in_its_column(calibrated, tiny, tmp_path, caps
     capsys.readouterr()
     assert main(["show", str(out)]) == 0
     assert f"60 %, tau {held['knobs']['tau']:g}" in capsys.readouterr().out
+
+
+def test_heads_that_disagree_are_allowed_for(tiny, tmp_path, capsys):
+    """Quest's lists per query head: the knob goes down until their union is what was asked."""
+    file, out = tmp_path / "quest.yaml", tmp_path / "out"
+    words = [*tiny, *BASE, "quest.dense_layers=0"]
+    assert main(["calibrate", *words, "method=quest", "budget=0.5", f"out={file}"]) == 0
+    held = yaml.safe_load(file.read_text())
+    assert held["checked"] == pytest.approx(0.5, abs=0.03) and held["knobs"]["budget"] < 0.48
+    assert main(["run", *tiny, *BASE, f"method=[full,quest@{file}]", f"out={out}"]) == 0
+    (found,) = [r for r in csv.DictReader(io.StringIO(table(store.read(out), "csv"))) if r["p"]]
+    assert found["method"] == "quest dense_layers=0" and found["asked"] == "0.5"
+    assert float(found["byte_budget"]) == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_run_refuses_the_samples_it_was_calibrated_on(calibrated, tiny, tmp_path, capsys):
