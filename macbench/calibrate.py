@@ -6,7 +6,7 @@ the one that allows the strictest is taken: its ring costs bytes, too. Other met
 budget knob, which where heads choose for themselves says less than is read.
 
 Then the method itself runs on the same samples, and where it reads something else (MAC's answers
-and queries drift, heads disagree), the aim is moved.
+and queries drift, heads disagree), the aim is moved; the run that came nearest is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from macbench.progress import Progress
 
 SEED = 4242  # unless told: not that of a run
-TRIES = 4  # runs of the method at most
+TRIES = 5  # runs of the method at most
 CLOSE = 0.02  # of the budget, relative: near enough
 PER = ("global", "layer")
 
@@ -204,24 +204,19 @@ def knob_solver(held: HeldOut) -> Callable[[float], Proposal | None]:
     return solve
 
 
-@dataclass(frozen=True)
-class Try:
-    """A run of the method: the prediction that was aimed at, and what was read."""
-
-    aim: float
-    read: float
-    proposal: Proposal
-
-
-def _aim(budget: float, tried: Sequence[Try]) -> float:
-    """What to aim at next: the budget, then it less the error, then by secant."""
+def next_aim(budget: float, tried: Sequence[tuple[float, float]]) -> float:
+    """What to aim at after these (aim, read): the budget; then by as much more or less as was read
+    less or more; and once both sides are known between them. A method that derails may read less
+    for a higher aim, so no slope is trusted."""
     if not tried:
         return budget
-    last = tried[-1]
-    slope = 1.0
-    if len(tried) > 1 and last.read != tried[-2].read:
-        slope = (last.aim - tried[-2].aim) / (last.read - tried[-2].read)
-    return last.aim + slope * (budget - last.read)
+    low = max(((aim, read) for aim, read in tried if read <= budget), default=None)
+    high = min(((aim, read) for aim, read in tried if read > budget), default=None)
+    if low and high and low[0] < high[0]:
+        share = (budget - low[1]) / (high[1] - low[1])
+        return low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
+    aim, read = tried[-1]
+    return aim + budget - read
 
 
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
@@ -233,25 +228,28 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
         raise MacbenchError("none of these tasks can be made at this length; ask for a longer one.")
     held, name = HeldOut(config, model, groups, backend, progress), config.cells[0].name
     solve = mac_solver(asked, held) if name == "mac" else knob_solver(held)
-    tried: list[Try] = []
-    while len(tried) < TRIES and (proposal := solve(aim := _aim(asked.budget, tried))):
+    tried: list[tuple[float, float]] = []  # what was aimed at and read
+    proposals: list[Proposal] = []
+    while len(tried) < TRIES and (proposal := solve(aim := next_aim(asked.budget, tried))):
         read = held.read(name, proposal.knobs)
         progress.note(
             f"{proposal.told}: predicted {100 * proposal.predicted:.1f} %, checked by a run "
             f"{100 * read:.1f} % of full attention's bytes"
         )
-        tried.append(Try(aim, read, proposal))
+        tried.append((aim, read))
+        proposals.append(proposal)
         if abs(read - asked.budget) <= CLOSE * asked.budget:
             break
     if not tried:
         raise MacbenchError(f"{name} cannot read as little as {100 * asked.budget:g} % here.")
-    best = min(tried, key=lambda one: abs(one.read - asked.budget))
+    errors = [abs(read - asked.budget) for _, read in tried]
+    best = errors.index(min(errors))
     found = Calibration(
         method=name,
-        knobs=best.proposal.knobs,
+        knobs=proposals[best].knobs,
         budget=asked.budget,
-        predicted=round(best.proposal.predicted, 6),
-        checked=round(best.read, 6),
+        predicted=round(proposals[best].predicted, 6),
+        checked=round(tried[best][1], 6),
         per=asked.per,
         model=model.name,
         weights=model.weights,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from macbench import store
 from macbench.attention import create
-from macbench.calibrate import read_words
+from macbench.calibrate import next_aim, read_words
 from macbench.cli import main
 from macbench.compare import table
 from macbench.errors import MacbenchError
@@ -150,6 +150,27 @@ def test_a_layer_that_cannot_read_so_little_takes_its_least_and_the_others_the_r
     assert layers[0].at(first) == pytest.approx(0.8) and layers[1].at(second) == pytest.approx(0.2)
     assert choice.predicted == pytest.approx(0.5)
     assert choose({64: layers}, 0.45, "layer") == []
+
+
+def test_the_aim_moves_by_the_error_and_then_between_both_sides():
+    assert next_aim(0.4, []) == 0.4
+    assert next_aim(0.4, [(0.4, 0.34)]) == pytest.approx(0.46)
+    assert next_aim(0.4, [(0.4, 0.34), (0.46, 0.28)]) == pytest.approx(0.58)  # less for more
+    both = [(0.4, 0.34), (0.46, 0.28), (0.58, 0.52)]
+    assert next_aim(0.4, both) == pytest.approx(0.52)  # half-way from 0.28 to 0.52
+    assert next_aim(0.4, [(0.4, 0.39), (0.41, 0.9)]) == pytest.approx(0.401)
+
+
+@given(st.floats(0.1, 0.9), st.floats(0.5, 2), st.floats(-0.2, 0.2), st.floats(0, 0.3))
+def test_the_aim_finds_what_reads_the_budget(budget, slope, offset, bend):
+    def read(aim):
+        return offset + slope * aim + bend * aim**2
+
+    tried = []
+    for _ in range(12):
+        aim = next_aim(budget, tried)
+        tried.append((aim, read(aim)))
+    assert min(abs(r - budget) for _, r in tried) < 0.02
 
 
 @pytest.mark.parametrize(
