@@ -144,7 +144,7 @@ class Quest(Method):
 
     @staticmethod
     def bound(q, low, high):
-        """q [B, Hq, d], bounds low, high [B, Hkv, n, d] -> what no q.k of a page exceeds, [B, Hq, n]."""
+        """What no q.k of a page exceeds: q [B, Hq, d], bounds [B, Hkv, n, d] -> [B, Hq, n]."""
         grouped = wide(q).unflatten(1, (low.shape[1], -1))
         least, most = wide(low).transpose(-1, -2), wide(high).transpose(-1, -2)
         return (grouped.clamp_min(0) @ most + grouped.clamp_max(0) @ least).flatten(1, 2)
