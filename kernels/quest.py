@@ -43,13 +43,13 @@ def _bounds(
     position = tl.load(lens + row).to(tl.int32) - 1
     newest = position // PAGE
     at = tl.program_id(1).to(tl.int64) * room * D + page[:, None] * D + lane[None, :]
-    least = tl.load(low + at, inside, 0.0)
-    most = tl.load(high + at, inside, 0.0)
+    least = tl.load(low + at, inside, 0.0).to(tl.float32)  # fp32 holds every bf16 and fp16
+    most = tl.load(high + at, inside, 0.0).to(tl.float32)
     if (newest >= tl.program_id(0) * PAGES) & (newest < (tl.program_id(0) + 1) * PAGES):
         where = tl.load(table + row * M + newest).to(tl.int64)
         offset = position % PAGE
         place = ((where * HKV + head) * PAGE + offset) * D + lane
-        key = tl.load(k_pool + place, lane < D, 0.0)[None, :]
+        key = tl.load(k_pool + place, lane < D, 0.0).to(tl.float32)[None, :]
         here = (page == newest)[:, None]
         least = tl.where(here, tl.where(offset == 0, key, tl.minimum(least, key)), least)
         most = tl.where(here, tl.where(offset == 0, key, tl.maximum(most, key)), most)
