@@ -203,7 +203,7 @@ def kept(method):
 
 def rows_of(*rows, steps=1, group=1):
     """A problem of one KV head in which prompt query i gives key j the probability rows[i][j], and
-    every decoded query pays attention evenly. With a group, rows[i] is a list of its heads' rows."""
+    every decoded query pays attention evenly. With a group, rows[i] is a list of rows."""
     n = len(rows)
     total = n + steps
     d = total + total % 2
