@@ -59,4 +59,5 @@ def pooled(scores: Tensor, size: int, pool: str = "max") -> Tensor:
 
 def best(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` highest of scores [..., n], ascending; of equals, the lower ones."""
-    return scores.sort(-1, descending=True, stable=True).indices[..., :count].sort(-1).values
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :count].sort(-1).values
