@@ -15,6 +15,14 @@ from macbench.errors import MacbenchError
 #        fixed knobs and, last, one with values in rising order of cost)
 ROWS = {
     "full": ([], [{"passes": 1}, {"passes": 2}], {}),
+    "kivi": (
+        [
+            {"bits": 4, "group_size": 4, "residual": 8},
+            {"bits": 2, "group_size": 8, "residual": 16},
+        ],
+        [{"group_size": 4, "residual": 96}],
+        {"group_size": 4, "residual": 8, "bits": [2, 4, 8]},
+    ),
     "mac": (
         [
             {"tau": 0.45, "K": 16, "r": 6},
@@ -98,7 +106,7 @@ def test_costs_are_reported_and_lie_within_the_context(name, knobs, lengths):
         assert (heads >= 1).all() and (heads <= seen).all()
         assert (kv <= seen).all()
         assert (kv >= heads.unflatten(-1, (2, 2)).amax(-1)).all()  # what a head sees is loaded
-        assert (counts["meta_bytes"] >= 0).all()
+        assert (kv * case.geometry.token_bytes + counts["meta_bytes"] > 0).all()
         assert all(value.isfinite().all() for value in counts.values())
 
 
