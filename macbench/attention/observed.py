@@ -49,8 +49,8 @@ def window_scores(q: Tensor, keys: Tensor, scale: float, group: str = "sum") -> 
 
 
 def pooled(scores: Tensor, size: int, pool: str = "max") -> Tensor:
-    """scores [H, n] smoothed along the sequence, stride 1: the maximum or average (pool="avg",
-    where what lies outside counts as 0) of `size` (odd) neighbours."""
+    """scores [H, n] smoothed along the sequence: the maximum or average (pool="avg"; what lies
+    outside counts as 0) of `size` neighbours, an odd number."""
     if not scores.shape[-1]:
         return scores
     smooth = avg_pool1d if pool == "avg" else max_pool1d

@@ -106,6 +106,18 @@ class View:
         position = torch.arange(scores.shape[-1], device=q.device)
         return scores.masked_fill(position >= self.lens[:, None, None], -torch.inf)
 
+    def keys(self, layer: int, tokens: Tensor) -> Tensor:
+        """Keys at the listed positions [B, Hkv, n] -> [B, Hkv, n, d]."""
+        return paged.take_tokens(self.k[layer], self.table, tokens)
+
+    def weights(self, layer: int, q: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Probabilities of `exact` over the first counts [B, Hkv] of tokens [B, Hkv, n], for
+        methods that evict by them: [B, Hq, n], 0 beyond."""
+        scores = paged.logits(q, self.keys(layer, tokens), self.cache.geometry.scale)
+        listed = torch.arange(tokens.shape[2], device=q.device) < counts[..., None]
+        weights, total, _ = paged.softmax(scores, listed[:, :, None])
+        return (weights / total).flatten(1, 2)
+
     def exact(
         self,
         layer: int,

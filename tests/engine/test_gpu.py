@@ -29,6 +29,13 @@ METHODS = [
     ("quest", {"budget": 0.9, "dense_layers": 1}),
     ("quest", {"budget": 0.9, "dense_layers": 1, "shared": True}),
     ("streaming_llm", {"budget": 0.3}),
+    ("snapkv", {"budget": 0.3}),
+    ("snapkv", {"budget": 0.3, "ada": True, "pool": "avg", "group": "max"}),
+    ("pyramidkv", {"budget": 0.3}),
+    ("h2o", {"budget": 0.3}),
+    ("h2o", {"budget": 0.3, "normalise": True}),
+    ("tova", {"budget": 0.3}),
+    ("tova", {"budget": 0.3, "per_kv_head": True}),
     ("oracle_topk", {"tokens": 0.2}),
     ("random", {"tokens": 0.5}),
 ]
