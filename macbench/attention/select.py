@@ -22,3 +22,14 @@ def union(chosen: Tensor, counts: Tensor, size: int, kv_heads: int) -> Tensor:
     loaded = torch.zeros(b, heads, size, dtype=torch.int32, device=chosen.device)
     loaded.scatter_add_(2, chosen, valid.to(torch.int32))
     return loaded.view(b, kv_heads, heads // kv_heads, size).sum(2) > 0
+
+
+def unroll(starts: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+    """The items at [..., n] of runs laid end to end, where run i is starts[i], starts[i] + 1, …
+
+    starts, lengths [..., m]; beyond the last item, the last.
+    """
+    ends = lengths.cumsum(-1)
+    at = at.minimum(ends[..., -1:] - 1).clamp_min(0)
+    run = torch.searchsorted(ends, at.contiguous(), right=True).clamp_max(ends.shape[-1] - 1)
+    return starts.gather(-1, run) + at - (ends - lengths).gather(-1, run)

@@ -59,6 +59,15 @@ ROWS = {
         [{"tokens": 1.0}],
         {"tokens": [0.6, 0.7, 0.9, 1.0]},
     ),
+    "rocketkv": (
+        [
+            {"budget": 0.6, "window": 4, "kernel": 3},
+            {"budget": 0.4, "window": 2, "kernel": 5},
+            {"budget": 0.6, "window": 4, "kernel": 3, "dense_layers": 1},
+        ],
+        [{"budget": 1.0}],
+        {"window": 4, "kernel": 3, "budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "snapkv": (
         [
             {"budget": 0.3, "window": 4},
