@@ -11,8 +11,8 @@ to the best k tokens (of equals, those that come first). Nothing is forced in.
 All sizes follow from T = budget * N tokens and S = N + max_new: with c = S / T, stage 1 keeps
 C = S / c^min(0.2 + 0.06 log2 c, 0.8) tokens (at least 2 max_new), max_new of which are room for the
 answer; k = T / 2; chunks of ceil(sqrt(C / T)) tokens (1 if that is beyond C / T) and
-r = d chunk T / C. Read per KV head of a sparse layer: ceil(tokens / chunk) r b bytes of bounds, about
-T / 2 tokens' worth, and k tokens; each dense layer reads everything.
+r = d chunk T / C. Read per KV head of a sparse layer: ceil(tokens / chunk) r b bytes of bounds,
+about T / 2 tokens' worth, and k tokens; each dense layer reads everything.
 
 Differs from the authors' code: bounds persist instead of being recomputed at every step (as in
 their faster program); the prefill is exact and no prompt token is decoded by the method (theirs

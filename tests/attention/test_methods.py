@@ -39,6 +39,14 @@ ROWS = {
         [{"tau": 1.0, "K": 16, "r": 6}, {"tau": 1.0, "amend": False}],
         {"K": 16, "r": 6, "tau": [0.0, 0.3, 0.5, 0.7, 1.0]},
     ),
+    "multipole": (
+        [
+            {"budget": b, "replacement": r, "per_cluster": 4, "interval": 8, "sink": 2}
+            for b, r in ((0.4, True), (0.9, True), (0.6, False))
+        ],
+        [{"budget": 1.0, "per_cluster": 4, "interval": 8, "sink": 2}, {"budget": 1.0}],
+        {"per_cluster": 8, "interval": 8, "sink": 2, "budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "oracle_topk": (
         [{"tokens": 0.3}, {"tokens": 0.3, "shared": False}],
         [{"tokens": 1.0}, {"tokens": 1.0, "shared": False}],

@@ -215,5 +215,5 @@ def test_rocketkv_finds_a_strong_needle(seed):
 
 @pytest.mark.parametrize("knobs", [{"window": 0}, {"kernel": 4}, {"kernel": 0}])
 def test_what_cannot_work_is_refused(knobs):
-    with pytest.raises(MacbenchError, match="rocketkv.window=.*rocketkv.kernel="):
+    with pytest.raises(MacbenchError, match=r"rocketkv.window=.*rocketkv.kernel="):
         create("rocketkv", knobs)
