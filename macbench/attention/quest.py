@@ -20,8 +20,9 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
+from macbench.attention.pages import PageBounds
 from macbench.attention.select import union
-from macbench.kernels.paged import PAGE, wide
+from macbench.kernels.paged import PAGE
 
 LEAST = 3  # pages, as in the authors' evaluation code
 
@@ -56,55 +57,33 @@ class Quest(Method):
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
-        pages = -(-max_tokens // PAGE)
-        shape = (geometry.layers, slots, geometry.kv_heads, pages, geometry.head_dim)
-        self.low = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
-        self.high = torch.zeros_like(self.low)
+        self.bounds = PageBounds(geometry, slots, max_tokens)
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.most = [1] * slots
-        return 2 * self.low.numel() * self.low.itemsize // slots
+        return self.bounds.bytes // slots
 
     def begin(self, layer, slot, prompt, view):
         if layer == 0:
             self.most[slot] = self.pages(self.geometry, prompt.original)
             if self.budget >= 1:
-                self.most[slot] = self.low.shape[3]
+                self.most[slot] = self.bounds.pages
             self.kept[slot] = self.most[slot]
         if layer < self.dense_layers:
             return
-        low, high = prompt.once(
-            ("page_bounds", layer), lambda: self._bounds(layer, slot, prompt, view)
-        )
-        self.low[layer, slot, :, : low.shape[1]] = low
-        self.high[layer, slot, :, : high.shape[1]] = high
-
-    @staticmethod
-    def _bounds(layer, slot, prompt, view):
-        keys, _ = view.prompt(layer, slot, prompt.length)  # [Hkv, N, d]
-        missing = -prompt.length % PAGE
-        pages = torch.nn.functional.pad(keys, (0, 0, 0, missing), value=torch.nan)
-        pages = pages.unflatten(1, (-1, PAGE))
-        low = pages.nan_to_num(torch.inf).amin(2)
-        return low, pages.nan_to_num(-torch.inf).amax(2)
+        self.bounds.start(layer, slot, prompt, view)
 
     def attend(self, layer, q_pre, q, view, trace):
         lens = view.lens[:, None]
         if layer < self.dense_layers:
             trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        self._update(layer, view)
-        held = (lens + PAGE - 1) // PAGE  # [B, 1] pages that hold tokens
-        size = -(-view.bound // PAGE)
-        scores = self._scores(layer, q, size)  # [B, H, pages]
-        page = torch.arange(size, device=q.device)
-        scores = scores.masked_fill(page >= held[..., None], -torch.inf)
-        scores = scores.masked_fill(page == held[..., None] - 1, torch.inf)
-        chosen = scores.topk(min(max(self.most), size), dim=-1).indices
+        self.bounds.update(layer, view)
+        chosen, held = self.bounds.best(layer, q, view, max(self.most), self.shared)
         counts = torch.minimum(self.kept[:, None], held).expand(chosen.shape[:2])
 
         kv_heads = self.geometry.kv_heads
         empty = held * PAGE - lens  # the newest page is always chosen and may not be full
-        loaded = union(chosen, counts, size, kv_heads).sum(-1) * PAGE - empty
+        loaded = union(chosen, counts, self.bounds.pages, kv_heads).sum(-1) * PAGE - empty
         own = counts[:, :1] * PAGE - empty
         bounds = held * self.geometry.token_bytes
         trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=bounds)
@@ -113,21 +92,3 @@ class Quest(Method):
     def lists(self, lens):
         g = self.geometry
         return Lists.upto(self.most, lens, PAGE, g.kv_heads if self.shared else g.q_heads)
-
-    def _update(self, layer, view):
-        """Let the newest token's key into its page's bounds."""
-        key = view.newest_key(layer)
-        row = torch.arange(len(key), device=key.device)
-        page, first = (view.lens - 1) // PAGE, ((view.lens - 1) % PAGE == 0)[:, None, None]
-        low, high = self.low[layer, row, :, page], self.high[layer, row, :, page]
-        self.low[layer, row, :, page] = torch.where(first, key, torch.minimum(low, key))
-        self.high[layer, row, :, page] = torch.where(first, key, torch.maximum(high, key))
-
-    def _scores(self, layer, q, size):
-        """Bounds of q.k over each page [B, Hq, pages]; if shared, group sums [B, Hkv, pages]."""
-        b, kv_heads, d = len(q), self.geometry.kv_heads, q.shape[-1]
-        grouped = wide(q).view(b, kv_heads, -1, d)
-        low = self.low[layer, :, :, :size].transpose(-1, -2)
-        high = self.high[layer, :, :, :size].transpose(-1, -2)
-        bound = grouped.clamp_min(0) @ wide(high) + grouped.clamp_max(0) @ wide(low)
-        return bound.sum(2) if self.shared else bound.flatten(1, 2)

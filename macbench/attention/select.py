@@ -12,6 +12,14 @@ def group_mean(scores: Tensor, kv_heads: int) -> Tensor:
     return scores.view(b, kv_heads, -1, n).mean(2)
 
 
+def shared_probability(scores: Tensor, lens: Tensor, kv_heads: int) -> Tensor:
+    """Logits [B, Hq, N], -inf beyond lens [B] -> mean probability over each group, [B, Hkv, N]."""
+    # a masked key has probability 0, as has one that underflows: order it behind
+    mean = group_mean(scores.softmax(-1), kv_heads)
+    position = torch.arange(scores.shape[-1], device=scores.device)
+    return mean.masked_fill(position >= lens[:, None, None], -1.0)
+
+
 def union(chosen: Tensor, counts: Tensor, size: int, kv_heads: int) -> Tensor:
     """Which of `size` items a KV head's group loads when its heads choose for themselves.
 

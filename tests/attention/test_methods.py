@@ -14,6 +14,15 @@ from macbench.errors import MacbenchError
 # name: (knobs of runs that save something, knobs of runs that must equal full,
 #        fixed knobs and, last, one with values in rising order of cost)
 ROWS = {
+    "double_sparsity": (
+        [
+            {"budget": 0.3, "dense_layers": 0, "group_factor": 2, "bits": 4},
+            {"budget": 0.6, "dense_layers": 0, "group_factor": 2, "bits": 16, "shared": True},
+            {"budget": 0.65, "dense_layers": 1, "group_factor": 1, "bits": 2},
+        ],
+        [{"budget": 1.0}, {"budget": 1.0, "dense_layers": 0, "bits": 16, "shared": True}],
+        {"dense_layers": 0, "budget": [0.1, 0.6, 0.8, 1.0]},
+    ),
     "full": ([], [{"passes": 1}, {"passes": 2}], {}),
     "kivi": (
         [
@@ -91,6 +100,20 @@ ROWS = {
         [{"budget": 0.3}, {"budget": 0.3, "per_kv_head": True}],
         [{"budget": 1.0}],
         {"budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
+    "twilight": (
+        [
+            {"p": 0.8, "candidates": 32, "dense_layers": 0},
+            {"p": 0.8, "candidates": 32, "dense_layers": 1, "shared": True},
+            {"p": 0.9, "base": "all", "dense_layers": 0},
+            {"p": 0.9, "base": "all", "dense_layers": 0, "shared": True},
+        ],
+        [
+            {"p": 1.0},
+            {"p": 1.0, "dense_layers": 0},
+            {"p": 1.0, "dense_layers": 0, "base": "all", "shared": True},
+        ],
+        {"dense_layers": 0, "p": [0.3, 0.6, 0.9, 1.0]},
     ),
 }
 SAVING = [(name, knobs) for name, row in ROWS.items() for knobs in row[0]]

@@ -170,7 +170,7 @@ def test_the_quest_bound_holds_and_its_cost_is_a_token_per_page():
     method = create("quest", {"budget": 0.5, "dense_layers": 0})
     record = drive(method, case)
     t = 300 + case.steps
-    scores = method._scores(0, case.sequences[0].q[0, t - 1][None], -(-t // 16))[0]
+    scores = method.bounds.scores(0, case.sequences[0].q[0, t - 1][None], -(-t // 16), False)[0]
     logits = torch.einsum(
         "hd,thd->ht",
         case.sequences[0].q[0, t - 1],
