@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import naive
-import numpy as np
 import pytest
 import torch
 from harness import allocate, assert_equals_naive, cached, drive, problem, start
@@ -16,20 +15,6 @@ from macbench.attention.quantise import Packed, pack, quantise, unpack
 from macbench.errors import MacbenchError
 
 
-def half(x):
-    return float(np.float16(np.float32(x)))  # torch rounds a double in two steps
-
-
-def restored(numbers, bits):
-    """A group after it was stored in `bits` bits with an fp16 scale and minimum."""
-    low = half(min(numbers))
-    scale = half((max(numbers) - low) / (2**bits - 1))
-    if scale == 0:
-        return [low] * len(numbers)
-    codes = [min(max(round((x - low) / scale), 0), 2**bits - 1) for x in numbers]
-    return [code * scale + low for code in codes]
-
-
 def naive_kivi(data, t, bits, group, residual):
     """A step over what is quantised before the token at t comes: t tokens were attended."""
     k, v = data.k.copy(), data.v.copy()
@@ -37,10 +22,10 @@ def naive_kivi(data, t, bits, group, residual):
     for head in range(k.shape[1]):
         for c in range(data.d):
             for at in range(0, keys, group):
-                k[at : at + group, head, c] = restored(data.k[at : at + group, head, c], bits)
+                k[at : at + group, head, c] = naive.restored(data.k[at : at + group, head, c], bits)
         for j in range(values):
             for at in range(0, data.d, group):
-                v[j, head, at : at + group] = restored(data.v[j, head, at : at + group], bits)
+                v[j, head, at : at + group] = naive.restored(data.v[j, head, at : at + group], bits)
     compressed = naive.Layer(data.q_pre, data.q, k, v, data.length, data.scale, data.itemsize)
     step = naive.full(compressed, t)
     vector = data.d * bits / 8 + data.d / group * 4

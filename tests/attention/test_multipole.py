@@ -262,7 +262,6 @@ def test_without_replacement_and_room_for_clusters_only_sinks_and_buffer_are_lef
     case = problem(lengths=(90,), steps=1, layers=1)
     method = create("multipole", {"budget": 0.01, "replacement": False, **SMALL})
     record = drive(method, case)
-    data = naive.layer(case, 0, 0)
     near = 91 - method._far(90) * 8
     assert 2 + 8 < near <= 2 + 16
     assert_equals_naive(
