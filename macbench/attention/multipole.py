@@ -219,7 +219,7 @@ class Multipole(Method):
         starts = (counts.cumsum(-1) - counts).gather(-1, order)
         at = (place - near[:, None])[:, None].expand(*order.shape[:2], -1)
         member = unroll(starts, lengths, at).clamp_max(self.members.shape[-1] - 1)
-        listed = self.members[layer].long().gather(-1, member)
+        listed = self.members[layer].gather(-1, member).long()
         first = torch.where(place < self.sink, place, place + far[:, None] * self.interval)
         tokens = torch.where(at < 0, first[:, None], listed)
         tokens = tokens.minimum(view.lens[:, None, None] - 1)

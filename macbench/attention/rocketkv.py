@@ -173,7 +173,7 @@ class RocketKV(Method):
         most = max(p.tokens for p in self.plans)
         at = torch.arange(most, device=q.device).expand(*order.shape[:2], -1)
         place = unroll(order * chunk[:, None, None], lengths, at)
-        old = self.kept[layer].long().gather(-1, place.clamp_max(self.kept.shape[-1] - 1))
+        old = self.kept[layer].gather(-1, place.clamp_max(self.kept.shape[-1] - 1)).long()
         kept, length = kept[:, None, None], length[:, None, None]
         chosen = torch.where(place < kept, old, length + place - kept)
         used = tokens.minimum(held)[:, None]

@@ -2,7 +2,8 @@
 
 A model gives no more than `rotate(x, positions)`; which channels it turns together and by how much
 is read off what it does to a few vectors, so any layout of pairs, channels that are not turned and
-a scaling of cos and sin are inverted alike.
+a scaling of cos and sin are inverted alike. Rows in a model's second regime of frequencies
+(longrope) are turned back by those of the first.
 """
 
 from __future__ import annotations
