@@ -65,7 +65,7 @@ class H2O(Method):
     def observe(self, layer, slot, q_pre, q, keys, start):
         sums = received(q, keys, self.geometry.scale)
         sums = group_mean(sums[None], self.geometry.kv_heads)[0]
-        if start:
+        if start and (layer, slot) in self.sums:
             sums[:, :start] += self.sums[layer, slot]
         self.sums[layer, slot] = sums
 

@@ -1,4 +1,4 @@
-"""PyramidKV (Cai et al., arXiv 2406.02069): SnapKV with more tokens in low layers than in high ones.
+"""PyramidKV (Cai et al., arXiv 2406.02069): SnapKV with more tokens in low layers.
 
 With base = C - window, layers select from `max` in the first, in equal steps down, beside the
 window: min = base // beta, max = 2 base - min, step = (max - min) // (L - 1). Where max exceeds the

@@ -70,7 +70,7 @@ class SnapKV(Method):
         self.needs = Needs(prompt_queries=self.window, capturable=not self.recompress)
 
     def sizes(self, layers: int, length: int) -> list[int]:
-        """Tokens that each layer keeps of a prompt of `length`, if it has more (mean over KV heads)."""
+        """Tokens that each layer keeps of a prompt of `length`, at most (mean over KV heads)."""
         return [max(int(self.budget * length), self.window + 1)] * layers
 
     def floor(self, geometry, length):

@@ -1,11 +1,11 @@
 """TOVA (Oren et al., arXiv 2401.06104): drop the token that the current query attends to least.
 
 After the exact prefill the C tokens with the highest probability under the prompt's last query are
-kept; every decode step attends to them and its own token, then drops the token of lowest probability
+kept; every decode step attends to them and its own token, then drops the one of lowest probability
 in that step, possibly its own. Probabilities are averaged over all query heads of the layer, over
 kept tokens only: one set per layer (per_kv_head=true, not the authors': one per KV head).
 
-Read per KV head: C + 1 tokens, C = budget * N, frozen at the prompt's length N; no metadata, for the
+Read per KV head: C + 1 tokens, C = budget * N, frozen at the prompt's length N; no metadata, since
 probabilities are the step's own. Differs from the authors' code: the prefill evicts once, at its
 end; ties drop the higher position.
 """
