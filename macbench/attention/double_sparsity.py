@@ -37,7 +37,6 @@ class DoubleSparsity(Method):
     """budget: byte budget aimed at; group_factor: channels of a head for one that is kept."""
 
     name: ClassVar[str] = "double_sparsity"
-    needs: ClassVar[Needs] = Needs(prompt_queries=QUERIES)
     budget: float = 0.2
     group_factor: int = 2
     bits: int = 2
@@ -47,6 +46,7 @@ class DoubleSparsity(Method):
     def __post_init__(self) -> None:
         check_share("double_sparsity.budget", self.budget)
         check_bits("double_sparsity.bits", self.bits, (*BITS, 16))
+        self.needs = Needs(prompt_queries=QUERIES)
 
     def check(self, geometry, length):
         d, factor = geometry.head_dim, self.group_factor
@@ -86,12 +86,13 @@ class DoubleSparsity(Method):
         self.channels = torch.zeros(layers, slots, heads, r, dtype=torch.int64, device=device)
         self.kept = torch.ones(slots, dtype=torch.int64, device=device)
         self.most = [1] * slots
+        held = self.channels.numel() * self.channels.itemsize
         if self.bits < 16:
             self.labels = Packed.zeros(geometry, slots, max_tokens, r, self.bits, (1, r))
-            return self.labels.bytes // slots
+            return (held + self.labels.bytes) // slots
         shape = (layers, slots, heads, max_tokens, r)
         self.plain = torch.zeros(shape, dtype=geometry.dtype, device=device)
-        return self.plain.numel() * self.plain.itemsize // slots
+        return (held + self.plain.numel() * self.plain.itemsize) // slots
 
     def begin(self, layer, slot, prompt, view):
         if layer == 0:

@@ -103,7 +103,8 @@ def test_what_labels_take(knobs, share):
     case = problem(lengths=(64,), steps=1, layers=1, kv_heads=1, d=128).to(torch.bfloat16)
     method = create("double_sparsity", {"dense_layers": 0, **knobs})
     assert method.floor(case.geometry, 10**9) == pytest.approx(share, abs=1e-4)
-    assert allocate(method, case) == pytest.approx(share * 65 * 512, rel=2e-3)
+    channels = 8 * 128 // method.group_factor
+    assert allocate(method, case) - channels == pytest.approx(share * 65 * 512, rel=2e-3)
     dense = create("double_sparsity", {"dense_layers": 2, **knobs})
     geometry = problem(layers=32, d=128).to(torch.bfloat16).geometry
     assert dense.floor(geometry, 10**9) == pytest.approx(1 / 16 + 15 / 16 * share, abs=1e-4)
