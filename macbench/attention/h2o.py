@@ -54,7 +54,7 @@ class H2O(Method):
         self.kept = Kept(geometry, slots, geometry.kv_heads, most)
         self.most = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.recent = torch.ones(slots, dtype=torch.int64, device=geometry.device)
-        self.sums: dict[tuple[int, int], torch.Tensor] = {}  # of prompts, between prefill and begin
+        self.sums = {}  # of prompts, by layer and slot, until they begin
         if self.budget >= 1:
             return 0
         exact = torch.promote_types(geometry.dtype, torch.float32)

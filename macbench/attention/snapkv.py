@@ -98,7 +98,7 @@ class SnapKV(Method):
         size, whole = goal + decoded, prompt.length
         if self.budget >= 1:
             goal = size = whole + prompt.max_new
-        counts: Tensor | int = min(size, whole)
+        counts = min(size, whole)
         if size >= whole:
             tokens = torch.arange(whole, device=view.lens.device)
             tokens = tokens.expand(self.geometry.kv_heads, -1)
