@@ -13,7 +13,7 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
-from macbench.attention.select import best, group_mean
+from macbench.attention.select import best, shared_probability
 
 
 @dataclass
@@ -47,10 +47,7 @@ class OracleTopK(Method):
         kept = torch.minimum(self.kept, view.lens)
         scores = view.logits(layer, q)
         if self.shared:
-            # a masked key has probability 0, as has one that underflows: order it behind
-            scores = group_mean(scores.softmax(-1), kv_heads)
-            position = torch.arange(scores.shape[-1], device=q.device)
-            scores = scores.masked_fill(position >= view.lens[:, None, None], -1.0)
+            scores = shared_probability(scores, view.lens, kv_heads)
         counts = kept[:, None].expand(scores.shape[:2]).contiguous()
         chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)
         trace.read(

@@ -6,7 +6,9 @@ attends exactly to the best pages; the newest page is always among them.
 
 Read per KV head of a sparse layer: 2 d b bytes of bounds per page (one token's K and V) and the
 tokens of the chosen pages, as a union over the group's query heads where each chooses for itself
-(`shared=false`, as the authors do). The first `dense_layers` layers read everything. Differs from
+(`shared=false`, as the authors do). The first `dense_layers` layers read everything. A budget is a
+number of pages over all sparse layers; the first of them have one more where it does not divide by
+their number. Differs from
 the authors' code: KV heads are never repeated, and pages are chosen at decode steps only (they
 also feed the end of the prompt through it: here `hold=question`).
 """
@@ -20,8 +22,9 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
+from macbench.attention.pages import PageBounds, held
 from macbench.attention.select import best
-from macbench.kernels.paged import PAGE, wide
+from macbench.kernels.paged import PAGE
 
 LEAST = 3  # pages, as in the authors' evaluation code
 
@@ -32,6 +35,7 @@ class Quest(Method):
     so the achieved budget is higher where they do not (shared=false)."""
 
     name: ClassVar[str] = "quest"
+    version: ClassVar[int] = 2  # 2: the remainder of a budget is handed out over layers
     budget: float = 0.2
     dense_layers: int = 2
     shared: bool = False
@@ -39,122 +43,94 @@ class Quest(Method):
     def __post_init__(self) -> None:
         check_share("quest.budget", self.budget)
 
-    def _dense(self, geometry) -> float:
-        return min(self.dense_layers, geometry.layers) / geometry.layers
-
     def floor(self, geometry, length):
-        dense = self._dense(geometry)
-        return min(1.0, dense + (1 - dense) * (1 / PAGE + LEAST * PAGE / length))
+        least = self._share(geometry, length, [LEAST] * geometry.layers)
+        return min(1.0, least)
 
-    def pages(self, geometry, length: int) -> int:
-        """Pages per list that give `budget` at this context length."""
-        dense = self._dense(geometry)
-        if dense == 1:
-            return LEAST
-        share = (self.budget - dense) / (1 - dense) - 1 / PAGE
-        return max(LEAST, round(share * length / PAGE))
+    def granule(self, geometry, length):
+        return PAGE / (geometry.layers * length)
+
+    def pages(self, geometry, length: int) -> list[int]:
+        """Pages per list of every layer that come nearest to `budget` at this prompt length."""
+        dense = min(self.dense_layers, geometry.layers)
+        sparse, held = geometry.layers - dense, -(-length // PAGE)
+        # in tokens: all layers' share, less the dense layers and the bounds; the newest page is
+        # counted whole in `total`, and what it lacks is not read
+        left = self.budget * geometry.layers * length - dense * length - sparse * held
+        total = round((left + sparse * (held * PAGE - length)) / PAGE)
+        each, more = divmod(max(total, LEAST * sparse), sparse) if sparse else (LEAST, 0)
+        return [0] * dense + [each + 1] * more + [each] * (sparse - more)
+
+    def predicted(self, geometry, length, tokens):
+        """Where a group's heads agree, as with `shared`; else no less."""
+        if self.budget >= 1:
+            return self._share(geometry, tokens, [tokens] * geometry.layers)
+        return self._share(geometry, tokens, self.pages(geometry, length))
+
+    def _share(self, geometry, tokens: int, pages: list[int]) -> float:
+        """Byte budget of a step over so many tokens with so many pages per list."""
+        dense, held = min(self.dense_layers, geometry.layers), -(-tokens // PAGE)
+        empty = held * PAGE - tokens
+        sparse = sum(min(n, held) * PAGE - empty + held for n in pages[dense:])
+        return (dense * tokens + sparse) / (geometry.layers * tokens)
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
-        pages = -(-max_tokens // PAGE)
-        shape = (geometry.layers, slots, geometry.kv_heads, pages, geometry.head_dim)
-        self.low = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
-        self.high = torch.zeros_like(self.low)
+        self.bounds = PageBounds(geometry, slots, max_tokens)
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
-        self.most = [1] * slots
+        self.fuller = torch.zeros_like(self.kept)  # layers before this one have a page more
+        self.most = [1] * slots  # in any layer
+        self.even = [True] * slots  # the same in all layers
         shape = (geometry.layers, slots, geometry.kv_heads)
         loaded = torch.zeros(shape, dtype=torch.int64, device=geometry.device)
-        self.now = {"loaded": loaded}  # of the step that is running
-        return 2 * self.low.numel() * self.low.itemsize // slots
+        self.now = {"loaded": loaded}  # pages, in the step that is running
+        return self.bounds.bytes // slots
 
     def begin(self, layer, slot, prompt, view):
         if layer == 0:
-            self.most[slot] = self.pages(self.geometry, prompt.original)
+            pages = self.pages(self.geometry, prompt.original)
             if self.budget >= 1:
-                self.most[slot] = self.low.shape[3]
-            self.kept[slot] = self.most[slot]
+                pages = [self.bounds.pages] * self.geometry.layers
+            self.kept[slot], self.most[slot] = pages[-1], max(LEAST, *pages)
+            self.even[slot] = pages[-1] == max(pages)
+            self.fuller[slot] = 0 if self.even[slot] else len(pages) - pages.count(pages[-1])
         if layer < self.dense_layers:
             return
-        low, high = prompt.once(
-            ("page_bounds", layer), lambda: self._bounds(layer, slot, prompt, view)
-        )
-        self.low[layer, slot, :, : low.shape[1]] = low
-        self.high[layer, slot, :, : high.shape[1]] = high
-
-    @staticmethod
-    def _bounds(layer, slot, prompt, view):
-        keys, _ = view.prompt(layer, slot, prompt.length)  # [Hkv, N, d]
-        missing = -prompt.length % PAGE
-        pages = torch.nn.functional.pad(keys, (0, 0, 0, missing), value=torch.nan)
-        pages = pages.unflatten(1, (-1, PAGE))
-        low = pages.nan_to_num(torch.inf).amin(2)
-        return low, pages.nan_to_num(-torch.inf).amax(2)
+        self.bounds.start(layer, slot, prompt, view)
 
     def attend(self, layer, q_pre, q, view, trace):
         if layer < self.dense_layers:
             return view.exact(layer, q)[0]
-        size, kv_heads = -(-view.bound // PAGE), self.geometry.kv_heads
-        scores = self._scores(layer, q, view, size)  # [B, H, pages]
-        if layer == self.dense_layers:
-            counts = torch.minimum(self.kept, self._held(view))[:, None]
-            self.now["counts"] = counts.expand(scores.shape[:2]).contiguous()  # of every layer
-        counts, backend = self.now["counts"], self.geometry.backend
-        chosen, self.now["loaded"][layer] = best(scores, counts, max(self.most), kv_heads, backend)
+        scores = self.bounds.scores(layer, q, view, self.shared)  # [B, H, pages]
+        if layer == self.dense_layers:  # once a step, for all layers
+            counts = self._counts(view)[..., None]
+            self.now["counts"] = counts.expand(*counts.shape[:2], scores.shape[1]).contiguous()
+        g, counts = self.geometry, self.now["counts"][layer]
+        chosen, loaded = best(scores, counts, max(self.most), g.kv_heads, g.backend)
+        self.now["loaded"][layer] = loaded
         return view.exact(layer, q, pages=chosen, counts=counts)[0]
 
+    def _counts(self, view):
+        """Pages of a list, [layers, B]."""
+        layer = torch.arange(self.geometry.layers, device=view.lens.device)[:, None]
+        return torch.minimum(self.kept + (self.fuller > layer), held(view))
+
     def settle(self, view, trace):
-        lens, held = view.lens[:, None], self._held(view)[:, None]
-        empty = held * PAGE - lens  # the newest page is always chosen and may not be full
+        lens, pages = view.lens[:, None], held(view)[:, None]
+        empty = pages * PAGE - lens  # the newest page is always chosen and may not be full
         layer = torch.arange(self.geometry.layers, device=lens.device)[:, None, None]
         dense = layer < self.dense_layers
-        own = torch.minimum(self.kept[:, None], held) * PAGE - empty
+        own = self._counts(view)[..., None] * PAGE - empty
         trace.read(
             slice(None),
             view,
             head_tokens=torch.where(dense, lens, own),
             kv_tokens=torch.where(dense, lens, self.now["loaded"] * PAGE - empty),
-            meta_bytes=torch.where(dense, 0, held * self.geometry.token_bytes),
+            meta_bytes=torch.where(dense, 0, pages * self.geometry.token_bytes),
         )
-
-    @staticmethod
-    def _held(view):
-        """Pages that hold tokens, [B]."""
-        return (view.lens + PAGE - 1) // PAGE
 
     def lists(self, lens):
         g = self.geometry
+        if not all(self.even):
+            return None
         return Lists.upto(self.most, lens, PAGE, g.kv_heads if self.shared else g.q_heads)
-
-    def _scores(self, layer, q, view, size):
-        """Bounds of q.k over each page [B, Hq, size], or if shared group sums [B, Hkv, size]; the
-        newest page above all, pages behind it below. The newest key is let into them."""
-        low, high = self.low[layer], self.high[layer]
-        if self.geometry.backend != "torch":
-            from macbench.kernels.quest import page_scores
-
-            pool = view.k[layer]
-            return page_scores(q, low, high, pool, view.table, view.lens, size, self.shared)
-        self._update(low, high, layer, view)
-        bound = self.bound(q, low[:, :, :size], high[:, :, :size])
-        scores = bound.unflatten(1, (self.geometry.kv_heads, -1)).sum(2) if self.shared else bound
-        page = torch.arange(size, device=q.device)
-        newest = (view.lens[:, None, None] - 1) // PAGE
-        scores = scores.masked_fill(page > newest, -torch.inf)
-        return scores.masked_fill(page == newest, torch.inf)
-
-    @staticmethod
-    def bound(q, low, high):
-        """What no q.k of a page exceeds: q [B, Hq, d], bounds [B, Hkv, n, d] -> [B, Hq, n]."""
-        grouped = wide(q).unflatten(1, (low.shape[1], -1))
-        least, most = wide(low).transpose(-1, -2), wide(high).transpose(-1, -2)
-        return (grouped.clamp_min(0) @ most + grouped.clamp_max(0) @ least).flatten(1, 2)
-
-    @staticmethod
-    def _update(low, high, layer, view):
-        """Let the newest token's key into its page's bounds."""
-        key = view.newest_key(layer)
-        row = torch.arange(len(key), device=key.device)
-        page, first = (view.lens - 1) // PAGE, ((view.lens - 1) % PAGE == 0)[:, None, None]
-        least, most = low[row, :, page], high[row, :, page]
-        low[row, :, page] = torch.where(first, key, torch.minimum(least, key))
-        high[row, :, page] = torch.where(first, key, torch.maximum(most, key))

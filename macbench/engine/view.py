@@ -112,8 +112,7 @@ class View:
 
     def keys(self, layer: int, tokens: Tensor) -> Tensor:
         """Keys at the listed positions [B, Hkv, n] -> [B, Hkv, n, d]."""
-        rows = paged.page_rows(self.table, tokens // paged.PAGE, tokens.shape[1])
-        return paged.take(self.k[layer], rows * paged.PAGE + tokens % paged.PAGE, 1)
+        return paged.take_tokens(self.k[layer], self.table, tokens)
 
     def weights(self, layer: int, q: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
         """Probabilities of `exact` over the first counts [B, Hkv] of tokens [B, Hkv, n], for

@@ -9,6 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from macbench.attention import Method, Needs, create
+from macbench.attention.pages import PageBounds
+from macbench.attention.quantise import Packed
 from macbench.engine import Decoding, Engine
 from macbench.engine.cache import PagedCache
 from macbench.engine.decode import Rows, build, decode
@@ -28,6 +30,10 @@ SAVING = [
     ("h2o", {"budget": 0.3}),
     ("tova", {"budget": 0.3}),
     ("tova", {"budget": 0.3, "per_kv_head": True}),
+    ("kivi", {"bits": 4, "group_size": 4, "residual": 8}),
+    ("multipole", {"budget": 0.7, "interval": 8, "per_cluster": 4, "sink": 2}),
+    ("twilight", {"candidates": 32, "dense_layers": 1}),
+    ("double_sparsity", {"budget": 0.6, "bits": 4, "dense_layers": 0}),
     ("oracle_topk", {"tokens": 0.2}),
     ("random", {"tokens": 0.4, "sink": 2, "recent": 8}),
 ]
@@ -162,6 +168,7 @@ def test_rows_do_not_depend_on_the_rows_beside_them(model, ask, hold):
     rounds, which depends on the size of the batch.
     """
     methods = [(n, x | {"match_on": "post_rope"} if n == "mac" else x) for n, x in SAVING]
+    methods.append(("rocketkv", {"budget": 0.5, "window": 4}))
     requests = ask(90, 33, 64, max_new=20, hold=hold)
     together = answer(model, methods, requests)
     assert all(any(map(any, a.reads["hit"])) for m in (1, 2) for a in together[m])
@@ -240,6 +247,15 @@ def test_a_fork_after_another_forks_100_tokens_is_a_fresh_prefill(model, ask, mo
     assert not torch.equal(late[0], other[:, :30])
 
 
+def tensors(method):
+    """What it holds, packed or in bounds of pages; the lists that emulate eviction do not count."""
+    for value in vars(method).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, Packed | PageBounds):
+            yield from tensors(value)
+
+
 def test_bytes_held_are_the_pools_and_what_methods_took(model, ask):
     requests = ask(50, 33, max_new=20, hold=5)
     engine = engine_for(model, SAVING, requests)
@@ -250,8 +266,7 @@ def test_bytes_held_are_the_pools_and_what_methods_took(model, ask):
     assert held == pools
     assert engine.bytes == pools + 2 * sum(engine.resident)
     for method, resident in zip(engine.methods, engine.resident, strict=True):
-        state = [x for x in vars(method).values() if isinstance(x, torch.Tensor)]
-        state = [x for x in state if x.dim() > 1]  # beside a number or two per row
+        state = [x for x in tensors(method) if x.dim() > 1]  # beside a number or two per row
         assert sum(x.untyped_storage().nbytes() for x in state) == 2 * resident
 
 
