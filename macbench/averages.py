@@ -120,7 +120,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, rows: list[Row]) -> Block
         *(f"{k}={knobs[k]}" for k, usual in USUAL.items() if knobs.get(k, usual) != usual),
     ]
     notes = _notes(rows, embedded)
-    return Block({}, ", ".join(title), set(), [], None, notes, [grid])
+    return Block({}, "ruler", ", ".join(title), set(), [], None, notes, [grid])
 
 
 def _notes(rows: list[Row], embedded: bool) -> list[str]:

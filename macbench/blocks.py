@@ -21,6 +21,7 @@ from macbench.measure.stats import Comparison, Interval, compare, holm, interval
 from macbench.store import Results
 
 FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
+BUDGETS = ("budget=", "tokens=")  # words of a label that say what was asked for
 PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
 EXPLAIN = (
     "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
@@ -42,6 +43,20 @@ class Drift:
     loglik: float | None  # ln p - full attention's, per token
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What was asked of a method in one cell of a comparison, and what it cost to get ready."""
+
+    row: str  # the label without the budget
+    asked: float | None  # share: of bytes, of tokens where that is the knob; None: no such knob
+    floor: float | None  # smallest reachable byte budget, where the method ran at it
+    planned: float | None  # byte budget at the prompts' lengths, by the method's integers
+    spread: tuple[float, float, float] | None  # 10th, 50th, 90th percentile of samples' budgets
+    step_bytes: float  # full attention's reads of one step
+    begin_s: float | None  # the method's own work on a prompt, mean; None: not measured then
+    prefill_s: float
+
+
 @dataclass
 class Line:
     """One method of a block. Shares and scores are fractions."""
@@ -58,6 +73,7 @@ class Line:
     budgets: Budgets | None
     acceptance: float | None
     parts: list[tuple[str, float | int | None, int]]  # the family's own figures: of how many
+    plan: Plan
     drift: Drift | None = None
     holm: float | None = None
 
@@ -67,6 +83,7 @@ class Block:
     """All methods on one model, length and task family under equal conditions."""
 
     about: dict[str, Any]
+    family: str  # of its tasks
     title: str
     embedded: set[str]  # tasks whose text is the embedded one
     lines: list[Line]
@@ -174,6 +191,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> B
     every: Any = samples.to_dict("records")
     block = Block(
         about=about,
+        family=_family(first["task"]),
         title=", ".join(filter(None, [_title(cells, embedded), benchmarks.title(names[0], every)])),
         embedded=embedded,
         lines=lines,
@@ -254,7 +272,30 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
         budgets=budgets(samples, config["geometry"]["token_bytes"]) if some else None,
         acceptance=None,
         parts=benchmarks.breakdown(tasks[0], every) if some else [],
+        plan=_plan(config, label, samples),
         drift=_drift([audit for audit in samples["audit"] if isinstance(audit, dict)]),
+    )
+
+
+def _plan(config: dict[str, Any], label: str, samples: pd.DataFrame) -> Plan:
+    asked, token_bytes = config["asked"], config["geometry"]["token_bytes"]
+    stepped = samples[samples["steps"] > 0]
+    context = stepped["context_kv"].astype(float)
+    read = (stepped["kv_tokens"] + stepped["meta_bytes"] / token_bytes) / context
+    planned = samples["planned"].dropna().astype(float)
+    times = [time for time in samples["time"] if isinstance(time, dict)]
+    begin = [time["begin_s"] for time in times if "begin_s" in time]
+    return Plan(
+        row=" ".join(word for word in label.split() if not word.startswith(BUDGETS)),
+        asked=asked.get("budget", asked.get("tokens")),
+        floor=config["floor"],
+        planned=float(planned.mean()) if len(planned) else None,
+        spread=tuple(read.quantile([0.1, 0.5, 0.9])) if len(stepped) else None,  # type: ignore[arg-type]
+        step_bytes=float(context.sum() * token_bytes / stepped["steps"].sum())
+        if len(stepped)
+        else 0,
+        begin_s=sum(begin) / len(begin) if begin else None,
+        prefill_s=sum(time["prefill_s"] for time in times) / len(times) if times else 0.0,
     )
 
 

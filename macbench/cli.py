@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = parser().parse_known_args(argv)
         words = [word for word in rest if not word.startswith("-")]
-        if rest != words or (rest and args.command != "run"):
+        if rest != words or (rest and args.command not in ("run", "plot")):
             raise MacbenchError(
                 f"unknown argument '{rest[0]}'; see `macbench {args.command} --help`."
             )
-        if args.command == "run":
+        if args.command in ("run", "plot"):
             args.options += words
         return args.act(args) or 0
     except MacbenchError as error:
@@ -80,6 +80,20 @@ def parser() -> Parser:
     add.add_argument("options", nargs="*", metavar="key=value")
 
     add = command(
+        "calibrate",
+        calibrate,
+        "Knobs that read an asked share of bytes (MAC's tau and K), found on held-out samples.",
+        "macbench calibrate method=mac budget=0.4 task=ruler/niah_multikey_1 length=4k limit=8 "
+        "out=results/local/mac40.yaml\n"
+        "  macbench run 'method=[full,mac@results/local/mac40.yaml]' task=ruler/niah_multikey_1 "
+        "length=4k out=results/local/matched",
+        "\nown options: budget=SHARE out=FILE per=global|layer (one tau, or one per layer); all "
+        "others as of `macbench run`, seed=4242 where none is given. method=quest and others that "
+        "take a budget: theirs is moved until it is what they read.",
+    )
+    add.add_argument("options", nargs="*", metavar="key=value")
+
+    add = command(
         "bench",
         bench,
         "Time attention or a whole model's decode step on a GPU, beside its floor and rivals.",
@@ -113,14 +127,37 @@ def parser() -> Parser:
     )
 
     add = command(
+        "compare",
+        compare,
+        "Methods at matched budgets: scores with intervals, tests against full, sample sizes.",
+        "macbench compare results/demo",
+    )
+    add.add_argument("dirs", type=Path, nargs="+", metavar="DIR")
+    add.add_argument("--format", choices=("md", "csv", "latex"), help="default: for reading")
+    add.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="loss that would matter (default: RULER 1, LongBench v2 2, others 3)",
+    )
+    add.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="GB/S",
+        help="at which a step reads (an H200: 4800), to say when a method's prefill work pays",
+    )
+
+    add = command(
         "plot",
         plot,
         "Draw a figure from a results folder.",
-        "macbench plot accuracy_budget --from results/demo --out results/local/figures",
+        "macbench plot accuracy_budget --from results/demo --out results/local/figures\n"
+        "  macbench plot budget_curve --from results/demo --out results/local/figures paper=true",
     )
     add.add_argument("figure", metavar="FIGURE")
     add.add_argument("--from", dest="dir", type=Path, required=True, metavar="DIR")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: the folder itself")
+    add.add_argument("options", nargs="*", metavar="key=value")
 
     add = command(
         "fetch",
@@ -219,49 +256,29 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def calibrate(args: argparse.Namespace) -> None:
+    from macbench.calibrate import calibrate as solve
+    from macbench.calibrate import read_words
+    from macbench.progress import Progress
+
+    asked, config = read_words(args.options)
+    progress = Progress()
+    try:
+        found = solve(asked, config, progress)
+    finally:
+        progress.stop()
+    print(
+        f"asked {100 * found.budget:g} %, predicted {100 * found.predicted:.1f} %, checked by a "
+        f"run {100 * found.checked:.1f} % of full attention's bytes\n"
+        f"{asked.out}: macbench run 'method=[full,{found.method}@{asked.out}]' …"
+    )
+
+
 def list_(args: argparse.Namespace) -> None:
-    rows = {"models": _models, "tasks": _tasks, "methods": _methods}[args.what]()
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return
-    from macbench.checks import show as written
+    from macbench import listing
 
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        print(f"{row['name']:{width}}  {row['about']}".rstrip())
-        for knob, value in row.get("knobs", {}).items():
-            print(f"{'':{width}}    {row['name'].partition('/')[0]}.{knob}={written(value)}")
-
-
-def _models() -> list[dict[str, Any]]:
-    from macbench import presets
-
-    found = {name: presets.read("model", name) for name in presets.models()}
-    return [
-        {**model, "name": name, "about": f"{model['init']} of {model['source']}"}
-        for name, model in found.items()
-    ]
-
-
-def _tasks() -> list[dict[str, Any]]:
-    from macbench import tasks
-
-    return [{"name": name, "about": ""} for name in tasks.names()]
-
-
-def _methods() -> list[dict[str, Any]]:
-    """Every method and variant; knobs hold the defaults, of a variant only what differs."""
-    from macbench import presets
-    from macbench.attention import METHODS
-
-    rows = []
-    for name, variants in presets.methods().items():
-        module = sys.modules[METHODS[name].__module__]
-        about = (module.__doc__ or "").strip().split("\n")[0]
-        common = {"about": about, "control": METHODS[name].control}
-        for each in [name, *(f"{name}/{variant}" for variant in variants)]:
-            rows.append({"name": each, **common, "knobs": presets.read("method", each)})
-    return rows
+    rows = getattr(listing, args.what)()
+    print(json.dumps(rows, indent=2) if args.json else listing.text(rows))
 
 
 def score(args: argparse.Namespace) -> None:
@@ -285,13 +302,23 @@ def show(args: argparse.Namespace) -> None:
     print(table(store.read(_results(args.dir)), args.format or "text"))
 
 
+def compare(args: argparse.Namespace) -> None:
+    from macbench import compare as comparing
+    from macbench import store
+
+    results = store.read(*map(_results, args.dirs))
+    margin = None if args.margin is None else args.margin / 100
+    bandwidth = None if args.bandwidth is None else args.bandwidth * 1e9
+    print(comparing.table(results, args.format or "text", margin, bandwidth))
+
+
 def plot(args: argparse.Namespace) -> None:
     from macbench import plots
     from macbench.cell import check_writable
 
     folder = args.out or _results(args.dir)
     check_writable(folder)
-    for path in plots.draw(args.figure, _results(args.dir), folder):
+    for path in plots.draw(args.figure, _results(args.dir), folder, args.options):
         print(path)
 
 

@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from macbench import overrides, presets
+from macbench import calibration, overrides, presets
+from macbench.calibration import Calibration
 from macbench.checks import check_types, show
 from macbench.errors import MacbenchError, nearest
 
@@ -28,6 +29,7 @@ class MethodSpec:
     variant: str | None
     knobs: dict[str, Any]  # all of them
     label: str  # such as "mac tau=0.45": with the knobs that vary or were given
+    calibration: Calibration | None = None  # of `mac@FILE`
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def method_cells(values: dict[str, Any], given: set[str]) -> list[MethodSpec]:
     variants = [f"{name}/{v}" for name, all_ in presets.methods().items() for v in all_]
     known = [*presets.methods(), *variants]
     for name in names:
-        if name not in known:
+        if name.partition("@")[0] not in known:
             raise MacbenchError(f"unknown method '{name}': {nearest(name, known)}")
     _check_used(given, presets.methods(), names, "method")
     cells = [cell for name in names for cell in _variants(name, values[_family(name)], given)]
@@ -154,6 +156,8 @@ def _variants(name: str, base: dict[str, Any], given: set[str]) -> list[MethodSp
     """The cells of one name of `method=[…]`: one per combination of its list-valued knobs."""
     from macbench.attention import METHODS, create
 
+    if "@" in name:
+        return [_calibrated(name)]
     method, _, variant = name.partition("/")
     knobs = dict(base)
     if variant:
@@ -170,6 +174,20 @@ def _variants(name: str, base: dict[str, Any], given: set[str]) -> list[MethodSp
     return cells
 
 
+def _calibrated(name: str) -> MethodSpec:
+    """The cell of `mac@FILE`: the method as it was calibrated, whatever else was given."""
+    from macbench.attention import METHODS, create
+
+    method, _, file = name.partition("@")
+    found = calibration.read(Path(file).expanduser())
+    if found.method != method:
+        raise MacbenchError(f"{file} calibrates {found.method}; write {found.method}@{file}.")
+    check_types(f"{method}.", METHODS[method], found.knobs)
+    create(method, found.knobs)
+    label = found.label(presets.read("method", method))
+    return MethodSpec(method, None, found.knobs, label, found)
+
+
 def _check_used(given: set[str], rooms: Sequence[str] | dict, names: list[str], kind: str) -> None:
     """Refuse options of a method or task family that does not run."""
     for key in sorted(given):
@@ -179,7 +197,8 @@ def _check_used(given: set[str], rooms: Sequence[str] | dict, names: list[str], 
 
 
 def _family(name: str) -> str:
-    return name.partition("/")[0]
+    """mac of mac, mac/authors and mac@FILE."""
+    return name.partition("@")[0].partition("/")[0]
 
 
 def _list(key: str, value: Any) -> list[Any]:

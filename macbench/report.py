@@ -40,16 +40,16 @@ def _main_grid(block: Block) -> Grid:
             [
                 f"{line.label} ({', '.join(line.marks)})" if line.marks else line.label,
                 str(line.n),
-                _plus_minus(line.accuracy),
-                _bracket(v.difference) if v else "-",
-                _p(v.p if v else None),
-                _p(line.holm),
-                *map(_percent, shares),
+                plus_minus(line.accuracy),
+                bracket(v.difference) if v else "-",
+                p_value(v.p if v else None),
+                p_value(line.holm),
+                *map(percent, shares),
                 line.asked or "-",
-                _percent(line.acceptance),
+                percent(line.acceptance),
             ]
         )
-    return _drop_empty(grid)
+    return drop_empty(grid)
 
 
 def _task_grid(block: Block) -> Grid:
@@ -58,7 +58,7 @@ def _task_grid(block: Block) -> Grid:
     grid = [["accuracy", *(task.rpartition("/")[2] + marked[task] for task in names)]]
     for line in block.lines:
         accuracies = [line.tasks[task][0] if task in line.tasks else None for task in names]
-        grid.append([line.label, *map(_plus_minus, accuracies)])
+        grid.append([line.label, *map(plus_minus, accuracies)])
     return grid
 
 
@@ -69,8 +69,8 @@ def _parts_grid(block: Block) -> Grid:
     for line in block.lines:
         values = {label: value for label, value, _ in line.parts}
         found = [values.get(label) for label in labels]
-        grid.append([line.label, *(str(v) if isinstance(v, int) else _percent(v) for v in found)])
-    return _drop_empty(grid)
+        grid.append([line.label, *(str(v) if isinstance(v, int) else percent(v) for v in found)])
+    return drop_empty(grid)
 
 
 def _drift_grid(block: Block) -> Grid:
@@ -78,30 +78,30 @@ def _drift_grid(block: Block) -> Grid:
     for line in block.lines:
         if d := line.drift:
             loglik = "-" if d.loglik is None else f"{d.loglik:+.4f}"
-            grid.append([line.label, str(d.n), _percent(d.error), _percent(d.agreement), loglik])
+            grid.append([line.label, str(d.n), percent(d.error), percent(d.agreement), loglik])
     return grid
 
 
-def _drop_empty(grid: Grid) -> Grid:
+def drop_empty(grid: Grid) -> Grid:
     """Without the columns that say nothing in any row."""
     kept = [i for i in range(len(grid[0])) if any(row[i] != "-" for row in grid[1:])]
     return [[row[i] for i in kept] for row in grid]
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def _plus_minus(value: Interval | None) -> str:
+def plus_minus(value: Interval | None) -> str:
     return "-" if value is None else f"{100 * value.mean:.1f} +- {100 * value.half_width:.1f}"
 
 
-def _bracket(value: Interval) -> str:
+def bracket(value: Interval) -> str:
     mean, low, high = (f"{100 * x + 0.0:+.1f}" for x in (value.mean, value.low, value.high))
     return f"{mean} [{low}, {high}]"
 
 
-def _p(p: float | None) -> str:
+def p_value(p: float | None) -> str:
     return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -202,9 +202,9 @@ def _csv(blocks: list[Block]) -> str:
             source = "embedded" if block.embedded else ""
             pooled: dict[str, Any] = {"task": "all", "source": source, "n": line.n}
             if line.accuracy:
-                pooled |= _columns("accuracy", line.accuracy)
+                pooled |= ends("accuracy", line.accuracy)
             if v := line.versus:
-                pooled |= _columns("difference", v.difference)
+                pooled |= ends("difference", v.difference)
                 pooled |= {"p": v.p, "p_holm": line.holm, "test": v.test, "pairs": v.n}
                 pooled |= {"worse": v.worse, "better": v.better}
             if b := line.budgets:
@@ -218,11 +218,11 @@ def _csv(blocks: list[Block]) -> str:
             for task, (accuracy, n) in line.tasks.items():
                 source = "embedded" if task in block.embedded else ""
                 own = {"task": task, "source": source, "n": n}
-                rows.append(fixed | own | _columns("accuracy", accuracy))
+                rows.append(fixed | own | ends("accuracy", accuracy))
             for label, value, n in line.parts:
                 rows.append(fixed | {"task": "all", "figure": label, "value": value, "n": n})
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _columns(name: str, value: Interval) -> dict[str, float]:
+def ends(name: str, value: Interval) -> dict[str, float]:
     return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}

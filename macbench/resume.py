@@ -56,6 +56,7 @@ def join(before: Answer | None, after: Answer) -> Answer:
         prefill_s=before.prefill_s + after.prefill_s,
         decode_s=before.decode_s + after.decode_s,
         resumed=[*before.resumed, len(before.tokens)],
+        begin_s=before.begin_s,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from macbench import tasks
@@ -48,6 +48,11 @@ def describe(
     """How a cell is presented; changes no number."""
     g = model.geometry
     asked = {k: spec.knobs[k] for k in ("budget", "tokens", "tau") if k in spec.knobs}
+    calibrated = {}
+    if found := spec.calibration:
+        asked |= {"budget": found.budget}
+        about = {k: v for k, v in asdict(found).items() if k not in ("knobs", "prompts")}
+        calibrated = {"calibration": about}
     sources = {s.source for s in group.samples}
     notes = [*model.notes, *(f"source={s}" for s in sorted(sources))]
     return {
@@ -58,6 +63,7 @@ def describe(
         "control": create(spec.name, spec.knobs).control,
         "notes": notes,
         "floor": floor,
+        **calibrated,
         "block": config.block,
         "geometry": {
             "layers": g.layers,
@@ -100,6 +106,7 @@ def make_row(
     held = len(request.tokens) + len(answer.tokens)
     token_bytes = g.token_bytes * g.kv_heads * g.layers
     kept = method.capacity(slot, held) * token_bytes + resident
+    prompt = len(request.tokens) - min(request.hold, len(request.tokens) - 1)
     return {
         "index": sample.index,
         "id": sample.id,
@@ -118,12 +125,17 @@ def make_row(
         "context": reads["context"],
         **sums,
         **context,
+        "planned": method.predicted(g, prompt, prompt),
         "resident": kept / (held * token_bytes),
         "acted": reads["steps"] == 0 or method.witness({**sums, **context}),
         "extra": sample.extra,
         **({"resumed": answer.resumed} if answer.resumed else {}),
         **({"audit": drift(config, model, request, answer)} if "audited" in reads else {}),
-        "time": {"prefill_s": answer.prefill_s, "decode_s": answer.decode_s},
+        "time": {
+            "prefill_s": answer.prefill_s,
+            "begin_s": answer.begin_s,
+            "decode_s": answer.decode_s,
+        },
     }
 
 

@@ -65,6 +65,9 @@ def run(config: RunConfig, progress: Progress) -> int:
         model.prepare(group.tokens)
         for spec in config.cells:
             reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if spec.calibration:
+                prompts = map(prompt_sha, group.requests)
+                spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:
@@ -87,8 +90,8 @@ def reachable(
     method = create(spec.name, spec.knobs)
     method.check(geometry, length)
     floor = method.floor(geometry, length)
-    knob = "budget" if "budget" in spec.knobs else "tokens"
-    if floor is None or spec.knobs[knob] >= floor:
+    knob = next((knob for knob in ("budget", "tokens") if knob in spec.knobs), None)
+    if floor is None or knob is None or spec.knobs[knob] >= floor:
         return method, None
     if unreachable != "floor":
         raise MacbenchError(
@@ -325,6 +328,7 @@ def ask_again(
             "extra": {**sample.extra, "first": about},
             "time": {
                 "prefill_s": first.prefill_s + answer.prefill_s,
+                "begin_s": first.begin_s,
                 "decode_s": first.decode_s + answer.decode_s,
             },
         }

@@ -52,12 +52,14 @@ COLUMNS = [  # of a line of samples.jsonl
     "meta_bytes",
     "context_head",
     "context_kv",
+    "planned",  # byte budget at the prompt's length by the method's integers; null: data decide it
     "resident",  # bytes held / full attention's
     "acted",  # whether the method did anything that full attention does not
     "extra",
     "resumed",  # tokens there were when another process went on with it; absent where none did
     "audit",  # `macbench.engine.audit.summary`; absent without one
-    "time",  # {"prefill_s", "decode_s"}: the only key that differs between equal runs
+    "time",  # {"prefill_s", "begin_s" (the method's own work), "decode_s"}: the only key that
+    # differs between equal runs
 ]
 
 SCORED = ("index", "judge", "score", "details")  # of a line of scores-JUDGE.jsonl
@@ -206,15 +208,30 @@ class Results:
         return pd.concat(parts, ignore_index=True)
 
 
-def read(out: Path | str) -> Results:
-    """All cells of a results folder, also unfinished and failed ones (MacbenchError if none)."""
-    paths = {p.parent.name: p.parent for p in sorted(Path(out).glob("*/config.yaml"))}
-    if not paths:
-        raise MacbenchError(
-            f"no results in {out}; give the folder that a run was told as out=, or run one first."
-        )
+def _size(cell: Path) -> int:
+    return len(read_lines(cell / "samples.jsonl"))
+
+
+def read(*outs: Path | str) -> Results:
+    """All cells of results folders, also unfinished and failed ones (MacbenchError if none).
+
+    Of a cell that lies in several folders the one with the most samples, else the first.
+    """
+    found: dict[str, list[Path]] = {}  # by identity
+    for out in outs:
+        paths = sorted(Path(out).glob("*/config.yaml"))
+        if not paths:
+            raise MacbenchError(
+                f"no results in {out}; give the folder that a run was told as out=, or run one "
+                "first."
+            )
+        for path in paths:
+            identity = json.dumps(read_config(path.parent)["identity"], sort_keys=True)
+            found.setdefault(identity, []).append(path.parent)
+    chosen = [max(those, key=_size) if those[1:] else those[0] for those in found.values()]
+    folders = {path.name: path for path in sorted(chosen, key=lambda path: path.name)}
     cells, samples = [], []
-    for name, path in paths.items():
+    for name, path in folders.items():
         config = read_config(path)
         identity = config["identity"]
         cells.append(
@@ -242,5 +259,5 @@ def read(out: Path | str) -> Results:
     return Results(
         pd.DataFrame(cells).set_index("cell"),
         pd.DataFrame(samples, columns=["cell", *COLUMNS]),
-        paths,
+        folders,
     )

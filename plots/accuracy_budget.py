@@ -28,14 +28,15 @@ def draw(results: Results) -> Figure:
     figure, axes = plt.subplots(
         1, len(blocks), figsize=(2 + 4.4 * len(blocks), 4.4), squeeze=False, layout="constrained"
     )
-    named = (_method(line) for block in blocks for line in block.lines)
+    named = (family(line) for block in blocks for line in block.lines)
     methods = [*dict.fromkeys(name for name in named if name != "full")]
     for axis, block in zip(axes[0], blocks, strict=True):
         panel(axis, block, methods)
     return figure
 
 
-def _method(line: Line) -> str:
+def family(line: Line) -> str:
+    """The method of a line without its knobs."""
     return line.label.split()[0]
 
 
@@ -44,7 +45,7 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
     families: dict[str, list[Line]] = {}
     for line in block.lines:
         if line.accuracy and line.budgets and line.budgets.byte is not None:
-            families.setdefault(_method(line), []).append(line)
+            families.setdefault(family(line), []).append(line)
     full = families.pop("full", [])
     for line in full:
         assert line.accuracy

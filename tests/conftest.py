@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ for name, value in {
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ[name] = value  # before torch, transformers or datasets are imported
+
+sys.path.insert(0, str(Path(__file__).parent))  # `cells`
 
 settings.register_profile("macbench", derandomize=True, deadline=None)
 settings.load_profile("macbench")

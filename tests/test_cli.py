@@ -229,11 +229,37 @@ def test_lists_as_json(capsys):
 
 def test_lists_for_reading(capsys):
     assert main(["list", "methods"]) == 0
-    assert "mac.max_chain=null" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mac.max_chain=null" in out
+    assert "arXiv 2604.00235; smallest byte budget: 21.9 % (8K tokens of smollm2)" in out
+
+
+def test_every_method_is_listed_with_its_paper_and_its_least_budget(capsys):
+    """SmolLM2's 30 layers at 8K. Quest: two dense layers, then bounds and three pages of 512."""
+    assert main(["list", "methods", "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["quest"]["paper"] == "2406.10774" and found["full"]["paper"] is None
+    assert all(row["paper"] or row["control"] or row["least"] == 1 for row in found.values())
+    least = {name: row["least"] for name, row in found.items()}
+    assert least["quest"] == pytest.approx((2 + 28 * (512 + 48) / 8192) / 30)
+    assert least["streaming_llm"] == 5 / 8192
+    assert least["oracle_topk"] == pytest.approx(0.5, abs=1e-3)  # it scores every key
+    assert least["mac/authors"] == pytest.approx(0.126, abs=1e-3)  # a ring of 512
 
 
 def commands() -> list[str]:
-    return ["run", "list", "show", "plot", "fetch", "env", "demo", "bench"]
+    return [
+        "run",
+        "calibrate",
+        "list",
+        "show",
+        "compare",
+        "plot",
+        "fetch",
+        "env",
+        "demo",
+        "bench",
+    ]
 
 
 @pytest.mark.parametrize("command", commands())

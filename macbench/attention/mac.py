@@ -95,6 +95,18 @@ class Mac(Method):
                 f"mac.tau lists {len(self.tau)} values but the model has {geometry.layers} layers."
             )
 
+    def ring_bytes(self, geometry) -> int:
+        """Metadata a KV head reads at every step: its heads' queries, one summary each, axes."""
+        d, size = geometry.head_dim, geometry.dtype.itemsize
+        scanned = 0 if self.match == "previous" else self.K * d * size
+        turn = d * d * 4 if self.rotate else 0
+        return geometry.group * (scanned + d * size + 4 + turn)
+
+    def floor(self, geometry, length):
+        """If every head reused its newest row: the ring, the band and what came since."""
+        fresh = min(self.band + 1 + self.sink, length)
+        return (fresh + self.ring_bytes(geometry) / geometry.token_bytes) / length
+
     def radius(self, layer: int, head_dim: int) -> float:
         """L2 match radius sqrt(2 d) (1 - tau)."""
         tau = self.tau[layer] if isinstance(self.tau, list) else self.tau

@@ -29,6 +29,15 @@ class OracleTopK(Method):
     def __post_init__(self) -> None:
         check_share("oracle_topk.tokens", self.tokens)
 
+    def count(self, length: int) -> int:
+        """Tokens of a list after a prompt of `length`."""
+        return max(int(self.tokens * length), 1)
+
+    def predicted(self, geometry, length, tokens):
+        """If `shared`; else no less: `tokens` is a share of tokens, and every key is read, too."""
+        kept = tokens if self.tokens >= 1 else min(self.count(length), tokens)
+        return (tokens + kept) / 2 / tokens
+
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
@@ -36,7 +45,7 @@ class OracleTopK(Method):
         return 0
 
     def begin(self, layer, slot, prompt, view):
-        self.most[slot] = max(int(self.tokens * prompt.original), 1)
+        self.most[slot] = self.count(prompt.original)
         if self.tokens >= 1:
             self.most[slot] = prompt.length + prompt.max_new
         if layer == 0:

@@ -31,7 +31,14 @@ class RandomTokens(Method):
         check_share("random.tokens", self.tokens)
 
     def floor(self, geometry, length):
-        return (self.sink + self.recent) / length
+        return min(1.0, (self.sink + self.recent) / length)
+
+    def count(self, length: int) -> int:
+        """Tokens read at every step after a prompt of `length`."""
+        return max(int(self.tokens * length), self.sink + self.recent)
+
+    def predicted(self, geometry, length, tokens):
+        return 1.0 if self.tokens >= 1 else min(self.count(length), tokens) / tokens
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
@@ -41,7 +48,7 @@ class RandomTokens(Method):
         return 0
 
     def begin(self, layer, slot, prompt, view):
-        self.most[slot] = max(int(self.tokens * prompt.original), self.sink + self.recent)
+        self.most[slot] = self.count(prompt.original)
         if self.tokens >= 1:
             self.most[slot] = prompt.length + prompt.max_new
         if layer == 0:

@@ -28,7 +28,14 @@ class StreamingLLM(Method):
         check_share("streaming_llm.budget", self.budget)
 
     def floor(self, geometry, length):
-        return (self.sink + 1) / length
+        return min(1.0, (self.sink + 1) / length)
+
+    def tokens(self, length: int) -> int:
+        """Tokens kept of a prompt of `length` and of what follows it."""
+        return max(int(self.budget * length), self.sink + 1)
+
+    def predicted(self, geometry, length, tokens):
+        return 1.0 if self.budget >= 1 else min(self.tokens(length), tokens) / tokens
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
@@ -37,7 +44,7 @@ class StreamingLLM(Method):
         return 0
 
     def begin(self, layer, slot, prompt, view):
-        self.most[slot] = max(int(self.budget * prompt.original), self.sink + 1)
+        self.most[slot] = self.tokens(prompt.original)
         if self.budget >= 1:  # everything, decoded tokens too
             self.most[slot] = prompt.length + prompt.max_new
         if layer == 0:

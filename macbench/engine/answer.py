@@ -40,6 +40,7 @@ class Answer:
     decode_s: float  # of the block, shared by all its rows
     end: int | None = None  # the stop token
     resumed: list[int] = field(default_factory=list)  # tokens there were when it was continued
+    begin_s: float = 0.0  # the method's own work on the prompt, as if no other method had shared it
 
 
 def cut(text: str, stop: Collection[str]) -> str:

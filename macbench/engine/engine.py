@@ -79,6 +79,7 @@ class Engine:
         assert len(requests) == self.slots, "an engine runs full blocks; make one of the right size"
         hold = [min(r.hold, len(r.tokens) - 1) for r in requests]
         lengths = [len(r.tokens) - h for r, h in zip(requests, hold, strict=True)]
+        self.extra = [[0.0] * self.slots for _ in self.methods]  # seconds of observe() and begin()
         prompts, firsts, seconds = [], [], []
         for slot, request in enumerate(requests):
             began = time.perf_counter()
@@ -110,6 +111,8 @@ class Engine:
                 )
                 for row, line in enumerate(transcript.lines)
             ]
+            for row, answer in enumerate(said):
+                answer.begin_s = self.extra[row // self.slots][row % self.slots]
             return [said[m : m + self.slots] for m in range(0, len(said), self.slots)]
 
         loop = build(
@@ -177,6 +180,11 @@ class Engine:
         self._wait()
         return (time.perf_counter() - began) / steps
 
+    def _clock(self) -> float:
+        """Seconds, once the device has done what it was asked."""
+        self._wait()
+        return time.perf_counter()
+
     def _wait(self) -> None:
         device = self.geometry.device
         if device.type == "cuda":
@@ -190,11 +198,13 @@ class Engine:
         """Prefill all but the held tokens; the first generated token where nothing is held."""
         device = self.geometry.device
         tokens = torch.tensor(request.tokens[:length], device=device)
-        watching = [m for m in self.methods if m.needs.observe]
+        watching = [(m, method) for m, method in enumerate(self.methods) if method.needs.observe]
 
         def observe(layer, q_pre, q, keys, start):
-            for method in watching:
+            for m, method in watching:
+                began = self._clock()
                 method.observe(layer, slot, q_pre, q, keys, start)
+                self.extra[m][slot] += self._clock() - began
 
         regime = self.model.regime(len(request.tokens) + request.max_new)
         hidden, q_pre, q = prefill(
@@ -214,6 +224,7 @@ class Engine:
         question = length if request.question is None else min(request.question, length)
         room = held + request.max_new
         prompt = Prompt(length, room, question, request.key, q_pre, q, decoded=request.decoded)
+        prompt.clock = self._clock
         return prompt, first
 
     def _rows(self, requests, lengths, hold, firsts) -> Rows:
@@ -260,7 +271,9 @@ class Engine:
         forks = views(self.cache, rows, len(self.methods), self.slots, longest)
         for slot, prompt in enumerate(prompts):
             for layer in range(self.geometry.layers):
-                for method, fork in zip(self.methods, forks, strict=True):
+                for m, (method, fork) in enumerate(zip(self.methods, forks, strict=True)):
+                    began, prompt.borrowed = self._clock(), 0.0
                     method.begin(layer, slot, prompt, fork)
+                    self.extra[m][slot] += self._clock() - began + prompt.borrowed
                 prompt.shared.clear()
             prompt.q_pre, prompt.q = [], []  # large: K queries of every layer

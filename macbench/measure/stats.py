@@ -17,6 +17,7 @@ equally whatever their number of samples. Intervals are 95 %, two-sided:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from macbench.errors import MacbenchError
 
 DRAWS = 10_000
 Z = 1.959963984540054  # two-sided 95 %
+ONE_SIDED = 1.6448536269514722  # one-sided 95 %
+POWER = 0.8416212335729143  # 80 %
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Comparison:
     """A method against full attention on the same samples."""
 
     difference: Interval  # method minus full
+    least: float  # lower end of its one-sided 95 % interval: not worse by more than that
     p: float
     test: str  # "mcnemar" or "sign-flip"
     worse: int  # samples on which the method scored lower (McNemar's b)
     better: int  # and higher (c)
     n: int
+    discordance: float  # share of samples that changed; of graded scores their mean square change
 
 
 def _strata(
@@ -72,18 +77,18 @@ def _independent(values: NDArray, tasks: list[str], clusters: list[str]) -> bool
     return len(distinct) == len(tasks) and bool(np.isin(values, (0.0, 1.0)).all())
 
 
-def wilson(right: float, n: int) -> Interval:
-    """Wilson's score interval of a share right / n."""
-    middle = (right + Z**2 / 2) / (n + Z**2)
-    half = Z / (n + Z**2) * (right * (n - right) / n + Z**2 / 4) ** 0.5
+def wilson(right: float, n: int, z: float = Z) -> Interval:
+    """Wilson's score interval of a share right / n; z: normal quantile of its ends."""
+    middle = (right + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * (right * (n - right) / n + z**2 / 4) ** 0.5
     mean = right / n  # which rounding must not leave outside where it is 0 or 1
     return Interval(mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half)))
 
 
-def newcombe(both: int, worse: int, better: int, neither: int) -> Interval:
+def newcombe(both: int, worse: int, better: int, neither: int, z: float = Z) -> Interval:
     """Newcombe's interval of the paired difference (better - worse) / n of two shares."""
     n = both + worse + better + neither
-    first, second = wilson(both + worse, n), wilson(both + better, n)
+    first, second = wilson(both + worse, n, z), wilson(both + better, n, z)
     margins = (both + worse) * (better + neither) * (both + better) * (worse + neither)
     core = float(both * neither - worse * better)
     if core > 0:
@@ -117,8 +122,12 @@ def bootstrap(
     clusters: Iterable[str],
     scale: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
+    z: float = Z,
 ) -> Interval:
-    """The stratified cluster bootstrap of this module for values [n] within `scale`."""
+    """The stratified cluster bootstrap of this module for values [n] within `scale`.
+
+    z: normal quantile of the interval's ends.
+    """
     rng = np.random.default_rng(seed)
     strata = list(_strata(values, tasks, clusters))
     mean = float(np.mean([sums.sum() / sizes.sum() for sums, sizes in strata]))
@@ -128,7 +137,7 @@ def bootstrap(
     for sums, sizes in strata:
         n, own = len(sums), sums / sizes
         if np.ptp(own) < 1e-12:
-            share = Z**2 / (n + Z**2)
+            share = z**2 / (n + z**2)
             below += (share * (own[0] - scale[0]) / len(strata)) ** 2
             above += (share * (scale[1] - own[0]) / len(strata)) ** 2
             continue
@@ -140,7 +149,7 @@ def bootstrap(
         spread.append(n)
     if spread:
         df = sum(spread) - len(spread)
-        level = ndtr(np.sqrt(sum(spread) / df) * stdtrit(df, 0.025))
+        level = ndtr(np.sqrt(sum(spread) / df) * stdtrit(df, ndtr(-z)))
         low, high = np.quantile(drawn, (level, 1 - level))
         below += min(low, 0.0) ** 2
         above += max(high, 0.0) ** 2
@@ -187,19 +196,46 @@ def compare(
     change = after - before
     worse, better = int(np.sum(change < 0)), int(np.sum(change > 0))
     exact = all(_independent(scores, tasks, clusters) for scores in (before, after))
-    if exact and len({*tasks}) == 1:
-        both = int(np.sum(before * after))
-        difference = newcombe(both, worse, better, len(change) - both - worse - better)
-    else:
-        difference = bootstrap(change, tasks, clusters, scale=(-1.0, 1.0))
+
+    def difference(z: float) -> Interval:
+        if exact and len({*tasks}) == 1:
+            both = int(np.sum(before * after))
+            return newcombe(both, worse, better, len(change) - both - worse - better, z)
+        return bootstrap(change, tasks, clusters, scale=(-1.0, 1.0), z=z)
+
     return Comparison(
-        difference=difference,
+        difference=difference(Z),
+        least=difference(ONE_SIDED).low,
         p=mcnemar(worse, better) if exact else sign_flip(change, tasks, clusters),
         test="mcnemar" if exact else "sign-flip",
         worse=worse,
         better=better,
         n=len(change),
+        discordance=discordance(change, tasks, clusters),
     )
+
+
+def discordance(change: ArrayLike, tasks: Iterable[str], clusters: Iterable[str]) -> float:
+    """Variance, were there no difference, of sqrt(n) times the mean paired change.
+
+    Mean over tasks of the mean square change, clusters summed before they are squared: of
+    right-or-wrong independent samples the share whose score changed.
+    """
+    squares = [
+        float((sums**2).sum() / sizes.sum()) for sums, sizes in _strata(change, tasks, clusters)
+    ]
+    return float(np.mean(squares))
+
+
+def samples_to_see(difference: float, discordance: float) -> int:
+    """Samples with which a true paired difference is found with 80 % power at two-sided 5 %."""
+    spread = max(discordance - difference**2, 0.0)
+    return math.ceil((Z + POWER) ** 2 * spread / difference**2)
+
+
+def samples_to_exclude(margin: float, discordance: float) -> int:
+    """Samples with which an equal method is shown to lose no more than `margin` with 80 % power."""
+    return math.ceil((ONE_SIDED + POWER) ** 2 * discordance / margin**2)
 
 
 def holm(p: Sequence[float]) -> list[float]:

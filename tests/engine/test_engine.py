@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from macbench.attention import Method, Needs, create
+from macbench.attention.full import Full
 from macbench.attention.pages import PageBounds
 from macbench.attention.quantise import Packed
 from macbench.engine import Decoding, Engine
@@ -365,3 +366,36 @@ def test_sharing_times_one_batch_against_methods_alone(model, ask):
     engine.run(requests)
     seconds = engine.sharing(requests)
     assert seconds.keys() == {"shared", "alone"} and min(seconds.values()) > 0
+
+
+def test_shared_work_on_a_prompt_is_charged_to_every_method_that_uses_it(model, ask, monkeypatch):
+    """Nine seconds of common work per layer, of which the first method alone pays the time, and
+    one of each method's own."""
+    now = [0]
+    monkeypatch.setattr(Engine, "_clock", lambda engine: now[0])
+
+    def spend(seconds):
+        now[0] += seconds
+
+    class Working(Full):
+        def begin(self, layer, slot, prompt, view):
+            prompt.once("common", lambda: spend(9))
+            spend(1)
+
+    methods = [Working(), Full(), Working()]
+    said = Engine(model, methods, 2, 40, 3).run(ask(40, 30, max_new=3))
+    assert [[a.begin_s for a in answers] for answers in said] == [[30, 30], [0, 0], [30, 30]]
+
+
+def test_what_a_method_does_while_it_watches_the_prefill_is_charged(model, ask, monkeypatch):
+    now = [0]
+    monkeypatch.setattr(Engine, "_clock", lambda engine: now[0])
+
+    class Watching(Full):
+        needs = Needs(observe=True)
+
+        def observe(self, layer, slot, q_pre, q, lse, start):
+            now[0] += 2
+
+    (said,) = Engine(model, [Watching()], 1, 40, 2, chunk=16).run(ask(40, max_new=2))
+    assert said[0].begin_s == 2 * 3 * 3  # chunks, layers

@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from macbench.errors import MacbenchError
 from macbench.measure.stats import (
+    ONE_SIDED,
+    POWER,
     Z,
     bootstrap,
     compare,
+    discordance,
     holm,
     interval,
     mcnemar,
     newcombe,
+    samples_to_exclude,
+    samples_to_see,
     sign_flip,
     wilson,
 )
@@ -198,3 +204,63 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1, 1]
     assert holm([]) == []
+
+
+def test_quantiles():
+    for found, share in ((Z, 0.975), (ONE_SIDED, 0.95), (POWER, 0.8)):
+        assert found == pytest.approx(scipy_stats.norm.ppf(share), abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 7), (3, 7), (7, 7), (123, 200)])
+def test_wilson_is_scipys_at_any_level(right, n):
+    for z, level in ((Z, 0.95), (ONE_SIDED, 0.9)):
+        theirs = scipy_stats.binomtest(right, n).proportion_ci(level, method="wilson")
+        ours = wilson(right, n, z)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "point", "margins"),
+    [
+        (0.02, 1562, (1237, 310, 138)),
+        (0.05, 3917, (3092, 773, 344)),
+        (0.10, 7841, (6183, 1546, 687)),
+        (0.20, 15690, (12366, 3092, 1374)),
+    ],
+)
+def test_samples_for_a_point_and_for_margins(changed, point, margins):
+    assert samples_to_see(0.01, changed) == pytest.approx(point, abs=1)
+    found = [samples_to_exclude(margin, changed) for margin in (0.01, 0.02, 0.03)]
+    assert found == pytest.approx(margins, abs=1)
+
+
+def test_the_samples_asked_for_find_the_difference_in_four_of_five_tries():
+    """4 % lose, 2 % win: a difference of 2 points with 6 % discordance, tested by McNemar's z."""
+    rng = np.random.default_rng(5)
+    n = samples_to_see(0.02, 0.06)
+    worse, better, _ = rng.multinomial(n, [0.04, 0.02, 0.94], size=4000).T
+    seen = abs(worse - better) / np.sqrt(worse + better) > Z
+    assert seen.mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_discordance_by_hand():
+    """Task a: 2 of 4 changed. Task b: one text of two samples, both down by a half: 1 / 2."""
+    changes = [-1, 0, 1, 0, -0.5, -0.5]
+    tasks, clusters = [*"aaaabb"], [*"1234", "x", "x"]
+    assert discordance(changes, tasks, clusters) == pytest.approx((0.5 + 0.5) / 2)
+    assert discordance(changes, tasks, names(6)) == pytest.approx((0.5 + 0.25) / 2)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_the_one_sided_end_lies_inside_and_holds_nineteen_times_of_twenty(graded):
+    rng = np.random.default_rng(6)
+    below = 0
+    for _ in range(400):
+        full = (rng.random(60) < 0.7).astype(float)
+        method = np.where(rng.random(60) < 0.15, rng.random(60) < 0.3, full).astype(float)
+        if graded:
+            full, method = full * 0.8, method * 0.8
+        found = compare(full, method, ["a"] * 60, names(60))
+        assert found.difference.low <= found.least <= found.difference.mean
+        below += found.least <= 0.15 * (0.3 - 0.7) * (0.8 if graded else 1)
+    assert 0.92 < below / 400 <= 1

@@ -1,0 +1,264 @@
+"""`macbench calibrate`: a method's knobs for a byte budget that only data decide.
+
+MAC: tau and K. Held-out samples are decoded once by full attention with MAC's ring in shadow
+(`macbench.shadow`), bisection finds the strictest tau for every ring size, and of the ring sizes
+the one that allows the strictest is taken: its ring costs bytes, too. Other methods: their own
+budget knob, which where heads choose for themselves says less than is read.
+
+Then the method itself runs on the same samples, and where it reads something else (MAC's answers
+and queries drift, heads disagree), the aim is moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from macbench import calibration
+from macbench.attention import Method, create
+from macbench.attention.mac import Mac
+from macbench.calibration import Calibration
+from macbench.engine import Answer
+from macbench.engine.backend import resolve
+from macbench.errors import MacbenchError
+from macbench.groups import Group, make_groups, prompt_sha
+from macbench.models import Model, Source, load, pick_device
+from macbench.run import make_engine
+from macbench.shadow import RINGS, Choice, Shadow, choose, curves, pooled
+
+if TYPE_CHECKING:
+    from macbench.config import RunConfig
+    from macbench.progress import Progress
+
+SEED = 4242  # unless told: not that of a run
+TRIES = 4  # runs of the method at most
+CLOSE = 0.02  # of the budget, relative: near enough
+PER = ("global", "layer")
+
+
+@dataclass(frozen=True)
+class Asked:
+    budget: float
+    per: str
+    rings: list[int]  # to choose from
+    out: Path
+
+
+def read_words(words: Sequence[str]) -> tuple[Asked, RunConfig]:
+    """What `macbench calibrate WORDS` means: its own words, and a run's."""
+    from macbench.config import configure
+
+    own = {key: value for key, _, value in (word.partition("=") for word in words)}
+    rest = [word for word in words if word.partition("=")[0] not in ("budget", "per", "out")]
+    for key in ("budget", "out"):
+        if not own.get(key):
+            raise MacbenchError(
+                f"{key}= is missing; as in macbench calibrate method=mac budget=0.2 out=mac20.yaml."
+            )
+    try:
+        budget = float(own["budget"])
+    except ValueError:
+        budget = 0.0
+    if not 0 < budget < 1:
+        raise MacbenchError(f"budget={own['budget']} must be a share in (0, 1), such as 0.2.")
+    per = own.get("per", "global")
+    if per not in PER:
+        raise MacbenchError(f"per={per}: choose {' or '.join(PER)}.")
+    if "seed" not in own:
+        rest.append(f"seed={SEED}")
+    if "method" not in own:
+        rest.append("method=mac")
+    config = configure([*rest, f"out={own['out']}"])
+    if len(config.lengths) > 1:
+        raise MacbenchError("calibrate at one length=; budgets at others differ.")
+    _check_method(config, own)
+    rings = sorted({spec.knobs["K"] for spec in config.cells}) if "mac.K" in own else [*RINGS]
+    return Asked(budget, per, rings, Path(own["out"]).expanduser()), config
+
+
+def _check_method(config: RunConfig, own: dict[str, str]) -> None:
+    """Refuse what cannot be solved for."""
+    first = config.cells[0]
+    solved = "tau" if first.name == "mac" else "budget"
+    if len({spec.name for spec in config.cells}) > 1 or solved not in first.knobs:
+        raise MacbenchError("calibrate one method: mac, or another that takes a budget.")
+    if f"{first.name}.{solved}" in own:
+        raise MacbenchError(f"{first.name}.{solved} is what calibrate solves for; leave it out.")
+    if len({str({**spec.knobs, "K": 0}) for spec in config.cells}) > 1:
+        raise MacbenchError("calibrate takes one value of every option but mac.K.")
+    if first.name == "mac" and (
+        first.knobs["match"] != "nearest" or first.knobs["max_chain"] is not None
+    ):
+        raise MacbenchError("calibrate predicts match=nearest without max_chain only.")
+    if first.name != "mac" and own.get("per", "global") != "global":
+        raise MacbenchError(f"per={own['per']} is for mac: {first.name} has one budget.")
+
+
+@dataclass
+class HeldOut:
+    """The samples to learn from, ready to be decoded."""
+
+    config: RunConfig
+    model: Model
+    groups: list[Group]
+    backend: str
+    progress: Progress
+
+    def decode(self, make: Callable[[Group], Method]) -> Iterator[tuple[Method, list[Answer]]]:
+        """Every block of samples through a method of its own."""
+        self.progress.start(sum(len(group.samples) for group in self.groups))
+        for group in self.groups:
+            self.model.prepare(group.tokens)
+            for at in range(0, len(group.requests), self.config.block):
+                requests = group.requests[at : at + self.config.block]
+                method = make(group)
+                engine = make_engine(
+                    self.config, self.model, group, [method], len(requests), self.backend
+                )
+                (answers,) = engine.run(requests)
+                self.progress.advance(len(requests))
+                yield method, answers
+        self.progress.stop()
+
+    def read(self, name: str, knobs: dict[str, Any]) -> float:
+        """The byte budget of a method with these knobs."""
+        g, bytes_, context = self.model.geometry, 0.0, 0.0
+        for _, answers in self.decode(lambda group: create(name, knobs)):
+            for answer in answers:
+                bytes_ += sum(map(sum, answer.reads.get("kv_tokens", ()))) * g.token_bytes
+                bytes_ += sum(map(sum, answer.reads.get("meta_bytes", ())))
+                context += answer.reads["context"]
+        if not context:
+            raise MacbenchError(
+                "these answers have no decode step to learn from; use another task."
+            )
+        return bytes_ / (context * g.layers * g.kv_heads * g.token_bytes)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Knobs that should read the budget that was aimed at."""
+
+    knobs: dict[str, Any]
+    predicted: float
+    told: str
+
+
+def mac_solver(asked: Asked, held: HeldOut) -> Callable[[float], Proposal | None]:
+    """One dense pass; from then on tau for any budget. The ring is that of the first one."""
+    knobs = held.config.cells[0].knobs
+    mac = cast(Mac, create("mac", knobs))
+
+    def shadow(group: Group) -> Shadow:
+        steps = max(r.hold for r in group.requests) + max(r.max_new for r in group.requests)
+        return Shadow(mac, asked.rings, steps)
+
+    blocks = [cast(Shadow, method).recorded() for method, _ in held.decode(shadow)]
+    if not any(bool(block.seen.any()) for block in blocks):
+        raise MacbenchError("these answers have no decode step to learn from; use another task.")
+    geometry = held.model.geometry
+    by_ring = {ring: curves(blocks, mac, ring, geometry) for ring in asked.rings}
+    kept: list[int] = []
+
+    def solve(budget: float) -> Proposal | None:
+        rings = {ring: by_ring[ring] for ring in kept or by_ring}
+        choices = choose(rings, budget, asked.per)
+        if not kept and not choices:
+            least = {ring: pooled(layers).at(0) for ring, layers in by_ring.items()}
+            ring = min(least, key=lambda ring: least[ring])
+            raise MacbenchError(
+                f"mac cannot read as little as {100 * budget:g} % here: {100 * least[ring]:.1f} % "
+                f"at least, with K={ring} and tau=0, the loosest."
+            )
+        if not choices:
+            return None
+        if not kept:
+            kept.append(choices[0].ring)
+            taus = ", ".join(f"{c.strictness:.3f} (K={c.ring})" for c in choices)
+            held.progress.note(f"tau for {100 * budget:g} %: {taus}")
+        return _proposal(knobs, choices[0])
+
+    return solve
+
+
+def _proposal(knobs: dict[str, Any], choice: Choice) -> Proposal:
+    mean = " (mean)" if isinstance(choice.tau, list) else ""
+    told = f"K={choice.ring} tau={choice.strictness:.4f}{mean}"
+    solved = {**knobs, "tau": choice.tau, "K": choice.ring}
+    return Proposal(solved, choice.predicted, told)
+
+
+def knob_solver(held: HeldOut) -> Callable[[float], Proposal | None]:
+    """The method's own budget knob, from its floor on."""
+    spec = held.config.cells[0]
+    tokens = max(group.tokens for group in held.groups)
+    floor = create(spec.name, spec.knobs).floor(held.model.geometry, tokens) or 0.0
+
+    def solve(budget: float) -> Proposal | None:
+        if not floor <= budget <= 1:
+            return None
+        return Proposal({**spec.knobs, "budget": budget}, budget, f"budget={budget:.4f}")
+
+    return solve
+
+
+@dataclass(frozen=True)
+class Try:
+    """A run of the method: the prediction that was aimed at, and what was read."""
+
+    aim: float
+    read: float
+    proposal: Proposal
+
+
+def _aim(budget: float, tried: Sequence[Try]) -> float:
+    """What to aim at next: the budget, then it less the error, then by secant."""
+    if not tried:
+        return budget
+    last = tried[-1]
+    slope = 1.0
+    if len(tried) > 1 and last.read != tried[-2].read:
+        slope = (last.aim - tried[-2].aim) / (last.read - tried[-2].read)
+    return last.aim + slope * (budget - last.read)
+
+
+def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
+    """Solve, check by running, and save."""
+    model = load(Source(**config.model))
+    backend = resolve(config.backend, pick_device(Source(**config.model).device))
+    groups = list(make_groups(config, model, progress))
+    if not groups:
+        raise MacbenchError("none of these tasks can be made at this length; ask for a longer one.")
+    held, name = HeldOut(config, model, groups, backend, progress), config.cells[0].name
+    solve = mac_solver(asked, held) if name == "mac" else knob_solver(held)
+    tried: list[Try] = []
+    while len(tried) < TRIES and (proposal := solve(aim := _aim(asked.budget, tried))):
+        read = held.read(name, proposal.knobs)
+        progress.note(
+            f"{proposal.told}: predicted {100 * proposal.predicted:.1f} %, checked by a run "
+            f"{100 * read:.1f} % of full attention's bytes"
+        )
+        tried.append(Try(aim, read, proposal))
+        if abs(read - asked.budget) <= CLOSE * asked.budget:
+            break
+    if not tried:
+        raise MacbenchError(f"{name} cannot read as little as {100 * asked.budget:g} % here.")
+    best = min(tried, key=lambda one: abs(one.read - asked.budget))
+    found = Calibration(
+        method=name,
+        knobs=best.proposal.knobs,
+        budget=asked.budget,
+        predicted=round(best.proposal.predicted, 6),
+        checked=round(best.read, 6),
+        per=asked.per,
+        model=model.name,
+        weights=model.weights,
+        tasks=[group.task_name for group in groups],
+        length=config.lengths[0],
+        seed=config.seed,
+        prompts=[prompt_sha(request) for group in groups for request in group.requests],
+    )
+    calibration.write(asked.out, found)
+    return found

@@ -1,0 +1,270 @@
+"""Calibration: the recording against loops, the prediction against MAC itself, the file against the
+runs that may and may not take it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macbench import store
+from macbench.attention import create
+from macbench.calibrate import read_words
+from macbench.cli import main
+from macbench.compare import table
+from macbench.errors import MacbenchError
+from macbench.shadow import Curve, Shadow, bisect, choose, curves, pooled
+
+sys.path.insert(0, str(Path(__file__).parent / "attention"))
+from harness import drive, exact, problem
+
+
+def recorded(case, mac, rings):
+    shadow = Shadow(mac, rings, case.steps)
+    record = drive(shadow, case)
+    return shadow.recorded(), record
+
+
+def test_the_recording_is_full_attention_and_finds_the_nearest_of_each_ring():
+    case = problem(lengths=(37, 9), steps=12)
+    rings = [4, 16]
+    found, record = recorded(case, create("mac", {}), rings)
+    torch.testing.assert_close(record.tensor(), exact(case), rtol=0, atol=1e-12)
+    for slot, s in enumerate(case.sequences):
+        for at in range(case.steps):
+            t = s.length + at
+            assert found.seen[slot, at] == t + 1
+            for layer in range(2):
+                for head in range(4):
+                    for i, ring in enumerate(rings):
+                        held = range(max(t - ring, 0), t)
+                        q = s.q_pre[layer, :, head]
+                        apart = {x: (q[t] - q[x]).norm().item() for x in held}
+                        best = min(held, key=lambda x: apart[x])
+                        place = (layer, slot, at, head, i)
+                        assert found.distance[place].item() == pytest.approx(apart[best], rel=1e-6)
+                        assert found.position[place] == best
+
+
+def budget_of(record, case):
+    """What a driven method has read of full attention's bytes."""
+    read = record.trace.sums["kv_tokens"].sum() * case.geometry.token_bytes
+    read += record.trace.sums["meta_bytes"].sum()
+    whole = record.trace.context.sum() * case.geometry.layers * case.geometry.kv_heads
+    return (read / (whole * case.geometry.token_bytes)).item()
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 50),
+    st.lists(st.integers(1, 60), min_size=1, max_size=2),
+    st.integers(1, 3),
+    st.sampled_from([4, 16, 32]),
+    st.sampled_from([0.0, 0.2, 0.45, 0.6, 0.8, 1.0]),
+    st.integers(0, 12),
+    st.sampled_from([{}, {"sink": 3}, {"min_context": 30}, {"amend": False}]),
+    st.sampled_from([{}, {"match_on": "post_rope"}, {"refresh_mixed_groups": True}]),
+)
+def test_where_queries_do_not_drift_the_prediction_is_what_mac_reads(
+    seed, lengths, group, ring, tau, r, one, other
+):
+    """The same queries under both: to the last token, for every tau from one recording."""
+    case = problem(seed, lengths=lengths, steps=15, group=group)
+    knobs = {"r": r, **one, **other}
+    mac = create("mac", knobs)
+    blocks = [recorded(case, mac, [ring, 64])[0]]
+    curve = pooled(curves(blocks, mac, ring, case.geometry))
+    taken = create("mac", {**knobs, "tau": tau, "K": ring})
+    assert curve.at(tau) == pytest.approx(budget_of(drive(taken, case), case), rel=1e-9)
+
+
+def test_a_tau_per_layer_is_predicted_too():
+    case = problem(3, lengths=(50,), steps=15)
+    mac = create("mac", {"r": 4})
+    layers = curves([recorded(case, mac, [16])[0]], mac, 16, case.geometry)
+    taus = [0.3, 0.7]
+    read = sum(curve.at(tau) for curve, tau in zip(layers, taus, strict=True)) / 2
+    record = drive(create("mac", {"r": 4, "tau": taus, "K": 16}), case)
+    assert read == pytest.approx(budget_of(record, case), rel=1e-9)
+
+
+def test_blocks_are_pooled_and_finished_rows_left_out():
+    case = problem(4, lengths=(50,), steps=15)
+    other = problem(5, lengths=(33,), steps=15)
+    mac = create("mac", {"r": 4})
+    whole = [recorded(x, mac, [16])[0] for x in (case, other)]
+    short = replace(whole[1], seen=whole[1].seen.clone())
+    short.seen[:, 5:] = 0
+    curve = pooled(curves([whole[0], short], mac, 16, case.geometry))
+    cut = replace(other, steps=5)
+    records = [drive(create("mac", {"r": 4, "tau": 0.4, "K": 16}), x) for x in (case, cut)]
+    tokens = [record.trace.context.sum().item() for record in records]
+    shares = [budget_of(record, x) for record, x in zip(records, (case, cut), strict=True)]
+    mean = sum(n * share for n, share in zip(tokens, shares, strict=True)) / sum(tokens)
+    assert curve.at(0.4) == pytest.approx(mean, rel=1e-9)
+
+
+def curve_of(worst, saved, total=1000, fixed=1.1, d=8):
+    return Curve.of(*(torch.tensor(x).double().numpy() for x in (worst, saved)), total, fixed, d)
+
+
+def test_a_curve_by_hand():
+    """d = 8: radius 4 (1 - tau). Matches at 1, 2 and 3 save 500, 200 and 100 of 1000 tokens."""
+    curve = curve_of([3.0, 1.0, 2.0, float("inf")], [100.0, 500.0, 200.0, 900.0])
+    assert [curve.at(tau) for tau in (0, 0.2, 0.3, 0.6, 0.76, 1)] == pytest.approx(
+        [0.3, 0.3, 0.4, 0.6, 1.1, 1.1]
+    )
+    assert curve.solve(0.45) == pytest.approx(0.5, abs=2e-5) and curve.at(curve.solve(0.45)) <= 0.45
+    assert curve.solve(0.1) == 0 and curve.solve(1.2) == 1
+
+
+@given(st.floats(0, 1))
+def test_bisection_finds_the_end_of_a_condition(end):
+    found = bisect(lambda x: x <= end)
+    assert found <= end < found + 1.1e-5
+
+
+def test_the_ring_with_the_strictest_tau_is_chosen():
+    """The larger ring finds nearer rows but costs 0.2 more; at 0.9 both reach, at 0.5 one."""
+    small = [curve_of([2.0, 3.0], [400.0, 300.0], fixed=1.05)]
+    large = [curve_of([1.0, 2.5], [400.0, 300.0], fixed=1.25)]
+    by_ring = {64: small, 256: large}
+    assert [c.ring for c in choose(by_ring, 0.9, "global")] == [256, 64]
+    assert [c.ring for c in choose(by_ring, 0.5, "global")] == [64]
+    assert choose(by_ring, 0.3, "global") == []
+
+
+def test_a_layer_that_cannot_read_so_little_takes_its_least_and_the_others_the_rest():
+    """At 0.5 on average, and rounding: the first reads 0.8 at least, so the second may read 0.2."""
+    layers = [curve_of([1.0], [300.0]), curve_of([1.0, 2.0], [300.0, 600.0])]
+    (choice,) = choose({64: layers}, 0.501, "layer")
+    first, second = choice.tau
+    assert layers[0].at(first) == pytest.approx(0.8) and layers[1].at(second) == pytest.approx(0.2)
+    assert choice.predicted == pytest.approx(0.5)
+    assert choose({64: layers}, 0.45, "layer") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "budget= is missing"),
+        (["budget=0.2"], "out= is missing"),
+        (["budget=20", "out=x"], "budget=20 must be a share"),
+        (["budget=a", "out=x"], "budget=a must be a share"),
+        (["budget=0.2", "out=x", "per=head"], "per=head: choose global or layer"),
+        (["budget=0.2", "out=x", "method=full"], "one method: mac, or another that takes a budget"),
+        (["budget=0.2", "out=x", "method=[mac,quest]"], "one method"),
+        (["budget=0.2", "out=x", "method=quest", "quest.budget=0.2"], "quest.budget is what"),
+        (["budget=0.2", "out=x", "method=quest", "per=layer"], "per=layer is for mac"),
+        (["budget=0.2", "out=x", "mac.tau=0.5"], "mac.tau is what calibrate solves for"),
+        (["budget=0.2", "out=x", "mac.r=[64,128]"], "one value of every option"),
+        (["budget=0.2", "out=x", "mac.match=previous"], "predicts match=nearest"),
+        (["budget=0.2", "out=x", "length=[1k,2k]"], "at one length="),
+        (["budget=0.2", "out=x", "tsk=ruler"], "unknown option 'tsk'"),
+    ],
+)
+def test_wrong_words(words, part):
+    with pytest.raises(MacbenchError, match=part):
+        read_words(words)
+
+
+def test_words_of_a_run_and_a_seed_of_its_own():
+    asked, config = read_words(["budget=0.2", "out=a/b.yaml", "mac.K=[64,32]", "length=1k"])
+    assert (asked.budget, asked.per, asked.rings, asked.out) == (
+        0.2,
+        "global",
+        [32, 64],
+        Path("a/b.yaml"),
+    )
+    assert config.seed == 4242 != read_words(["budget=0.2", "out=x", "seed=7"])[1].seed
+    assert read_words(["budget=0.2", "out=x"])[0].rings == [64, 128, 256, 512, 1024]
+
+
+BASE = ["task=ruler/niah_single_1", "length=512", "max_new=12", "limit=2"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny, tmp_path_factory):
+    """A file made by the command on the random model."""
+    file = tmp_path_factory.mktemp("calibrated") / "mac60.yaml"
+    words = [*tiny, *BASE, "mac.r=16", "mac.K=[16,32]", "budget=0.6", f"out={file}"]
+    assert main(["calibrate", *words]) == 0
+    return file
+
+
+def test_the_file_runs_and_stands_in_its_column(calibrated, tiny, tmp_path, capsys):
+    held = yaml.safe_load(calibrated.read_text())
+    assert abs(held["checked"] - 0.6) < 0.05
+    assert held["knobs"]["K"] in (16, 32) and held["knobs"]["r"] == 16 and held["seed"] == 4242
+    out = tmp_path / "out"
+    words = [*tiny, *BASE, f"method=[full,mac,mac@{calibrated}]", "mac.tau=0.9", "mac.K=16"]
+    assert main(["run", *words, f"out={out}"]) == 0
+    rows = csv.DictReader(io.StringIO(table(store.read(out), "csv")))
+    found = {row["label"]: row for row in rows}
+    assert list(found) == ["full", "mac r=16 budget=0.6", "mac tau=0.9 K=16"]
+    mine = found["mac r=16 budget=0.6"]
+    assert mine["asked"] == "0.6" and abs(float(mine["byte_budget"]) - 0.6) < 0.15
+    assert found["mac tau=0.9 K=16"]["asked"] == ""
+    capsys.readouterr()
+    assert main(["show", str(out)]) == 0
+    assert f"60 %, tau {held['knobs']['tau']:g}" in capsys.readouterr().out
+
+
+def test_heads_that_disagree_are_allowed_for(tiny, tmp_path, capsys):
+    """Quest's lists per query head: the knob goes down until their union is what was asked."""
+    file, out = tmp_path / "quest.yaml", tmp_path / "out"
+    words = [*tiny, *BASE, "quest.dense_layers=0"]
+    assert main(["calibrate", *words, "method=quest", "budget=0.5", f"out={file}"]) == 0
+    held = yaml.safe_load(file.read_text())
+    assert held["checked"] == pytest.approx(0.5, abs=0.03) and held["knobs"]["budget"] < 0.48
+    assert main(["run", *tiny, *BASE, f"method=[full,quest@{file}]", f"out={out}"]) == 0
+    (found,) = [r for r in csv.DictReader(io.StringIO(table(store.read(out), "csv"))) if r["p"]]
+    assert found["method"] == "quest dense_layers=0" and found["asked"] == "0.5"
+    assert float(found["byte_budget"]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_run_refuses_the_samples_it_was_calibrated_on(calibrated, tiny, tmp_path, capsys):
+    words = [*tiny, *BASE, f"method=[full,mac@{calibrated}]", f"out={tmp_path / 'out'}"]
+    assert main(["run", *words, "seed=4242"]) == 2
+    assert "was calibrated on samples of ruler/niah_single_1" in capsys.readouterr().err
+    assert main(["run", *words, "seed=4242", "length=600"]) == 2  # of the seed at any length
+    assert not list(tmp_path.glob("out/*/"))
+
+
+def test_a_run_refuses_equal_prompts_of_another_seed(calibrated, tiny, tmp_path, capsys):
+    """As where a task has the same samples for every seed."""
+    held = yaml.safe_load(calibrated.read_text())
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**held, "seed": 1, "tasks": ["longbench_v2"]}))
+    words = [*tiny, *BASE, f"method=[full,mac@{other}]", f"out={tmp_path / 'out'}", "seed=4242"]
+    assert main(["run", *words]) == 2
+    assert "was calibrated on samples of" in capsys.readouterr().err
+
+
+def test_other_weights_and_other_files_are_refused(calibrated, tiny, tmp_path, capsys):
+    words = [*tiny, *BASE, f"out={tmp_path / 'out'}"]
+    assert main(["run", *words, "model.seed=1", f"method=[full,mac@{calibrated}]"]) == 2
+    assert "was calibrated for tiny" in capsys.readouterr().err
+    assert main(["run", *words, "method=mac@nowhere.yaml"]) == 2
+    assert "no calibration nowhere.yaml" in capsys.readouterr().err
+    (tmp_path / "note.yaml").write_text("a: 1")
+    assert main(["run", *words, f"method=mac@{tmp_path / 'note.yaml'}"]) == 2
+    assert "is not a file that macbench calibrate has written" in capsys.readouterr().err
+    assert main(["run", *words, f"method=quest@{calibrated}"]) == 2
+    assert "calibrates mac" in capsys.readouterr().err
+
+
+def test_a_budget_out_of_reach_names_the_least(tiny, tmp_path, capsys):
+    file = tmp_path / "no.yaml"
+    assert main(["calibrate", *tiny, *BASE, "budget=0.01", f"out={file}"]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot read as little as 1 %" in sentence and "at least, with K=64" in sentence
+    assert not file.exists()

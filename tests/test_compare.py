@@ -1,0 +1,209 @@
+"""The comparison at matched budgets: every cell against what its samples say, worked out here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+from cells import TASKS, write
+from scipy import stats as scipy_stats
+
+from macbench import store
+from macbench.cli import main
+from macbench.compare import table
+from macbench.errors import MacbenchError
+
+N = 40
+FULL = [1] * 30 + [0] * 10
+
+
+def flip(scores, *places):
+    return [1 - s if i in places else s for i, s in enumerate(scores)]
+
+
+def found(out, **options):
+    text = table(store.read(out), "csv", **options)
+    return {row["label"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def grid(text, first):
+    """A table of the text as {row: {column: cell}}, by the word that its header begins with."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.split() and line.split()[0] == first)
+    split = [[c.strip() for c in line.strip().split("   ") if c.strip()] for line in lines[at:]]
+    header, body = split[0], []
+    for row in split[2:]:
+        if not row:
+            break
+        body.append(row)
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in body}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """One right-or-wrong task: full, quest at two budgets, a broken one, one too good, MAC."""
+    write(tmp_path, "full", {"passes": 1}, FULL, begin=0.0)
+    for budget, scores in ((0.1, flip(FULL, 0, 1, 2)), (0.4, FULL)):
+        label = f"quest budget={budget}"
+        knobs = {"budget": budget}
+        write(tmp_path, "quest", knobs, scores, label=label, share=budget, planned=0.101, begin=0.5)
+    write(tmp_path, "snapkv", {"budget": 0.1}, [0] * N, label="snapkv window=64 budget=0.1")
+    write(tmp_path, "kivi", {"budget": 0.4}, [1] * N, label="kivi budget=0.4")
+    write(tmp_path, "mac", {"tau": 0.45}, flip(FULL, 5, 35), label="mac tau=0.45")
+    return tmp_path
+
+
+def test_rows_are_methods_and_columns_budgets(out):
+    cells = grid(table(store.read(out)), "score")
+    assert list(cells) == ["full", "kivi", "mac tau=0.45", "quest", "snapkv window=64"]
+    assert set(cells["full"]) == {"no budget asked", "10 %", "40 %"}
+    assert cells["quest"]["no budget asked"] == "-" == cells["mac tau=0.45"]["10 %"]
+    assert cells["quest"]["10 %"].startswith("67.5 +- ")
+    # 4 steps of 100 tokens: 10 % of the tokens and 20480 bytes of 400 x 512
+    assert "at 20.0 %" in cells["quest"]["10 %"]
+    assert cells["full"]["no budget asked"].endswith("at 100.0 %")
+
+
+def test_the_marks(out):
+    """quest at 40 % answers as full does; kivi gains 10 samples and snapkv loses 30 of 40."""
+    rows = found(out, margin=0.12)
+    marks = {
+        label: [row[name] for name in ("not_worse", "different", "better")]
+        for label, row in rows.items()
+        if label != "full"
+    }
+    assert marks == {
+        "kivi budget=0.4": ["True", "True", "True"],
+        "mac tau=0.45": ["True", "False", "False"],
+        "quest budget=0.1": ["False", "False", "False"],
+        "quest budget=0.4": ["True", "False", "False"],
+        "snapkv window=64 budget=0.1": ["False", "True", "False"],
+    }
+    text = table(store.read(out), margin=0.12)
+    cells = grid(text, "score")
+    assert cells["kivi"]["40 %"].endswith(", nd!") and cells["quest"]["40 %"].endswith(", n")
+    assert cells["snapkv window=64"]["10 %"].endswith(", d")
+    assert cells["quest"]["10 %"].endswith(" %")
+    assert "! kivi budget=0.4: better than full attention; look for a bug first." in text
+
+
+def test_a_narrow_margin_needs_more_samples(out):
+    """40 equal answers exclude a loss of z^2 / (n + z^2) = 6.3 points, not of one."""
+    rows = found(out)
+    assert rows["quest budget=0.4"]["margin"] == "0.01"  # RULER's
+    assert rows["quest budget=0.4"]["not_worse"] == "False"
+    z = scipy_stats.norm.ppf(0.95)
+    assert -float(rows["quest budget=0.4"]["difference_least"]) < 2 * z**2 / (N + z**2)
+
+
+def test_holm_is_over_the_table(out):
+    rows = {label: row for label, row in found(out).items() if label != "full"}
+    p = {label: float(row["p"]) for label, row in rows.items()}
+    worst = sorted(p.values())
+    assert p["snapkv window=64 budget=0.1"] == pytest.approx(2 * 0.5**30)
+    assert p["kivi budget=0.4"] == pytest.approx(2 * 0.5**10)
+    assert p["quest budget=0.1"] == pytest.approx(2 * 0.5**3)
+    assert p["mac tau=0.45"] == 1 and worst[0] == p["snapkv window=64 budget=0.1"]
+    holm = {label: float(row["p_holm"]) for label, row in rows.items()}
+    assert holm["kivi budget=0.4"] == pytest.approx(4 * 2 * 0.5**10)
+    assert holm["quest budget=0.1"] == pytest.approx(min(1, 3 * 2 * 0.5**3))
+
+
+def test_power_of_what_was_seen(out):
+    """3 of 40 changed: 7.5 %; quantiles from scipy."""
+    row = found(out, margin=0.02)["quest budget=0.1"]
+    a, b, one = (scipy_stats.norm.ppf(x) for x in (0.975, 0.8, 0.95))
+    assert float(row["changed"]) == 0.075
+    assert int(row["n_for_a_point"]) == math.ceil((a + b) ** 2 * (0.075 - 1e-4) / 1e-4)
+    assert int(row["n_for_the_margin"]) == math.ceil((one + b) ** 2 * 0.075 / 4e-4)
+    same = found(out)["quest budget=0.4"]
+    assert same["changed"] == "0.0" and same["n_for_a_point"] == ""  # nothing to go by
+
+
+def test_clusters_are_the_unit(tmp_path):
+    """Ten questions of each of four texts, all of one text lost: one thing happened, not ten."""
+    texts = [f"text {i // 10}" for i in range(N)]
+    write(tmp_path, "full", {"passes": 1}, [1] * N, clusters=texts)
+    lost = [0] * 10 + [1] * 30
+    write(tmp_path, "quest", {"budget": 0.1}, lost, label="quest budget=0.1", clusters=texts)
+    row = found(tmp_path)["quest budget=0.1"]
+    assert (row["test"], float(row["p"])) == ("sign-flip", 1.0)
+    assert float(row["changed"]) == pytest.approx(10**2 / N)
+
+
+def test_graded_scores_of_two_tasks(tmp_path):
+    draw = np.random.default_rng(0)
+    full, loss = draw.random((2, N)), draw.normal(0.05, 0.1, (2, N))
+    for task, scores, change in zip(TASKS, full, loss, strict=True):
+        write(tmp_path, "full", {"passes": 1}, list(scores), task)
+        worse = np.clip(scores - change, 0, 1)
+        write(tmp_path, "quest", {"budget": 0.1}, list(worse), task, label="quest budget=0.1")
+    changes = [np.clip(f - c, 0, 1) - f for f, c in zip(full, loss, strict=True)]
+    row = found(tmp_path)["quest budget=0.1"]
+    mean = np.mean([c.mean() for c in changes])
+    error = np.sqrt(sum(c.var(ddof=1) / N for c in changes)) / 2
+    assert float(row["difference"]) == pytest.approx(mean)
+    least = mean - scipy_stats.norm.ppf(0.95) * error
+    assert float(row["difference_least"]) == pytest.approx(least, abs=0.1 * error)
+    assert float(row["changed"]) == pytest.approx(np.mean([np.mean(c**2) for c in changes]))
+
+
+def test_costs(out):
+    """A step reads 100 tokens of 512 bytes; at 20 % of them 40960 are saved: at 81920 bytes a
+    second half a second of work is one token's worth."""
+    cells = grid(table(store.read(out), bandwidth=81920), "cost")
+    quest = cells["quest budget=0.1"]
+    assert (quest["asked, %"], quest["planned, %"], quest["read, %"]) == ("10.0", "10.1", "20.0")
+    assert (quest["own prefill, s"], quest["of prefill, %"]) == ("0.5", "25.0")
+    assert quest["pays after tokens"] == "1"
+    assert float(found(out, bandwidth=81920)["quest budget=0.1"]["pays_after"]) == pytest.approx(1)
+    assert cells["mac tau=0.45"]["own prefill, s"] == "-"
+    assert "pays after" not in table(store.read(out)).split("score:")[0]
+
+
+def test_full_has_nothing_to_pay_back(out):
+    assert found(out, bandwidth=1e9)["full"]["pays_after"] == "0.0"
+
+
+def test_a_budget_below_the_floor_stands_in_its_column_with_its_minimum(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    knobs = {"budget": 0.13}
+    asked = {"budget": 0.05}
+    label = "quest budget=0.05"
+    write(tmp_path, "quest", knobs, FULL, label=label, floor=0.13, asked=asked, share=0.03)
+    assert "at min 13.0 %" in grid(table(store.read(tmp_path)), "score")["quest"]["5 %"]
+
+
+def test_folders_are_read_together_and_a_cell_in_both_once(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write(one, "full", {"passes": 1}, FULL[:20])
+    write(other, "full", {"passes": 1}, FULL)
+    write(one, "quest", {"budget": 0.1}, FULL, label="quest budget=0.1")
+    write(other, "quest", {"budget": 0.4}, FULL, label="quest budget=0.4")
+    results = store.read(one, other)
+    assert len(results.cells) == 3
+    row = found_in(results)["quest budget=0.1"]
+    assert (row["n"], row["pairs"]) == ("40", "40")
+    with pytest.raises(MacbenchError, match="no results in"):
+        store.read(one, tmp_path / "none")
+
+
+def found_in(results):
+    text = table(results, "csv")
+    return {row["label"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def test_the_command_and_its_formats(out, capsys):
+    for format, part in (("md", "| score | no budget asked |"), ("latex", r"\toprule")):
+        assert main(["compare", str(out), "--format", format]) == 0
+        assert part in capsys.readouterr().out
+    assert main(["compare", str(out), "--margin", "12", "--bandwidth", "4800"]) == 0
+    text = capsys.readouterr().out
+    assert "by more than 12 points" in text and "at 4800 GB/s" in text
+    assert main(["compare", str(out), "--margin", "0"]) == 2
+    assert "--margin 0: give points" in capsys.readouterr().err
+    assert main(["compare", str(out), "--bandwidth", "-1"]) == 2
+    assert "GB/s above 0" in capsys.readouterr().err
