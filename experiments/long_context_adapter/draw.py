@@ -27,7 +27,9 @@ LAST += " Lockhart Marchbank Nettlefold Oakshott Pemberton Quennell Ravenscroft 
 LAST += " Underhill Vickery Wetherby Yelland Arkwright Birtwhistle Cobbold Dalrymple Entwistle"
 HEAD = "Ash Bram Cald Drey Ever Fenn Glen Hart Ingle Kess Lamb Mill Nether Oak Penn Rush Stan Thorn"
 HEAD += " Under Wend Yarrow Birch Copper Dove Elm"
-TAIL = "acre brook combe dale end field gate holt hurst ley mouth pool ridge shaw ton vale water well"
+TAIL = (
+    "acre brook combe dale end field gate holt hurst ley mouth pool ridge shaw ton vale water well"
+)
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 
@@ -91,7 +93,7 @@ class Draw(random.Random):
 
 @cache
 def word_list(held: bool) -> list[str]:
-    """Words of the texts, sorted, without those of wonderwords; every eighth by checksum is held."""
+    """Words of the texts, sorted, but none of wonderwords; held: every eighth, by checksum."""
     found: set[str] = set()
     for paragraphs in works().values():
         for paragraph in paragraphs:

@@ -94,16 +94,18 @@ class Network(nn.Module):
         return angles.cos(), angles.sin()
 
     def forward(self, tokens: Tensor, positions: Tensor, pieces: Pieces) -> Tensor:
-        """States before the head, [rows * length, width], of tokens and positions [rows, length]."""
+        """States before the head [rows * length, width]; tokens, positions [rows, length]."""
         rows, length = tokens.shape
         shape = self.shape
         cos, sin = self.rotary(positions.flatten())
         x = F.embedding(tokens.flatten(), self.embedding)
         for q, k, v, o, gate, up, down, n1, n2 in self.merged():
-            heads = pieces.before(x, n1, q, k, v, cos, sin, shape)
-            heads = [t.view(rows, length, -1, shape.head_dim).transpose(1, 2) for t in heads]
+            made = pieces.before(x, n1, q, k, v, cos, sin, shape)
+            query, key, value = (
+                t.view(rows, length, -1, shape.head_dim).transpose(1, 2) for t in made
+            )
             with attention_kernels(x.device):
-                mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
             mixed = mixed.transpose(1, 2).reshape(rows * length, -1)
             x = pieces.after(x, mixed, o, n2, gate, up, down, shape)
         return norm(x, self.adapter[FINAL], shape.eps)

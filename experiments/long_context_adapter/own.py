@@ -47,7 +47,7 @@ def requests(count: int, seed: int) -> list[str]:
     made = []
     for _ in range(count):
         a, b, c = draw.words(3)
-        text = "".join(prose(draw, lambda s: len(s) // 4, 110)).replace("\n", " ").strip()
+        text = " ".join(s.strip() for s in prose(draw, lambda s: len(s) // 4, 110))
         made.append(draw.choice(REQUESTS).format(a=a, b=b, c=c, text=text))
     return made
 
@@ -128,7 +128,8 @@ class _Decoder:
         # a padded place sees itself, so that no row of the softmax is empty
         seen = (seen | (self.places[:end] == self.places[at:end, None]))[:, None]
         group = shape.heads // shape.kv_heads
-        for (q, k, v, o, gate, up, down, n1, n2), cache in zip(self.weights, self.cache, strict=True):
+        for weights, cache in zip(self.weights, self.cache, strict=True):
+            q, k, v, o, gate, up, down, n1, n2 = weights
             y = norm(x, n1, shape.eps)
             heads = [F.linear(y, w).unflatten(-1, (-1, shape.head_dim)) for w in (q, k, v)]
             query = rotate(heads[0], cos, sin).transpose(1, 2)

@@ -177,7 +177,9 @@ class Writer:
 
 
 def plain(draw: Draw, size: Any, room: int) -> str:
-    return "".join(s if s.startswith("\n") else " " + s for s in prose(draw, size, room)).lstrip(" ")
+    return "".join(s if s.startswith("\n") else " " + s for s in prose(draw, size, room)).lstrip(
+        " "
+    )
 
 
 def positions(draw: Draw, length: int, share: float, spans: tuple[int, ...]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from typing import Any
@@ -97,9 +98,7 @@ def configure(words: Sequence[str]) -> Settings:
             raise MacbenchError(f"'{word}' cannot be read; write key=value.") from error
     for field in fields(Settings):  # 1e-3 is text to YAML
         if field.type == "float" and isinstance(values[field.name], str | int):
-            try:
+            with suppress(ValueError):
                 values[field.name] = float(values[field.name])
-            except ValueError:
-                pass
     check_types("", Settings, values)
     return Settings(**values)

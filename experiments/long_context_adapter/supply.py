@@ -24,6 +24,8 @@ class Batch:
     places: np.ndarray  # [learnt]
     targets: np.ndarray  # [learnt]
     answer: np.ndarray  # [learnt], whether of an answer; else of a text
+    weight: np.ndarray  # [learnt], float32; of an answer's n tokens 1 / sqrt(n), so that a letter
+    # counts beside a list of long identifiers; of text 1; either sums to 1 over the batch
     span: np.ndarray  # [learnt], the answer's number in the batch, or 0
 
 
@@ -36,13 +38,18 @@ def gather(rows: Sequence[Row]) -> Batch:
         spans.append(np.where(row.span > 0, row.span.astype(np.int64) + last, 0))
         last = max(last, int(spans[-1].max()))
     places = np.flatnonzero(learnt)
+    answer, span = learnt[places] == 1, np.concatenate(spans)[places]
+    weight = np.where(answer, np.bincount(span)[span] ** -0.5, 1.0)
+    for part in (answer, ~answer):
+        weight[part] /= max(weight[part].sum(), 1e-9)
     return Batch(
         tokens[:, :-1],
         np.stack([row.positions for row in rows]),
         places,
         tokens[:, 1:].ravel()[places],
-        learnt[places] == 1,
-        np.concatenate(spans)[places],
+        answer,
+        weight.astype(np.float32),
+        span,
     )
 
 

@@ -22,12 +22,13 @@ from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter import supply
 from macbench.experiments.long_context_adapter.network import Network, Pieces
 from macbench.experiments.long_context_adapter.own import requests, sample
-from macbench.experiments.long_context_adapter.rows import MAKERS, OWN, PLAIN, Frame, Spec
+from macbench.experiments.long_context_adapter.rows import MAKERS, PLAIN, Frame, Spec
 from macbench.experiments.long_context_adapter.settings import WHERE, Settings, configure
 from macbench.experiments.long_context_adapter.supply import Batch, Order
 from macbench.models.lora import About, save
 
 FILE = "smollm2-long.safetensors"
+CHECKPOINT = "checkpoint.pt"
 EVERY = 10  # steps between lines of the log
 HEAD = 8192  # places whose logits are made at once
 Say = Callable[[str], None]
@@ -78,7 +79,7 @@ def train(
     frame = Frame.of(tokenizer)
 
     own = out / "own.json"
-    if settings.own and not own.exists():
+    if settings.own and not (own.exists() and (out / CHECKPOINT).exists()):
         asked = requests(settings.own, settings.seed)
         length = settings.own_tokens
         chats = sample(network, tokenizer, frame, asked, length, settings.seed)
@@ -120,7 +121,7 @@ def train(
         loss = answer + settings.text_weight * text
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        length = torch.nn.utils.clip_grad_norm_(network.adapter.values(), settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(network.adapter.values(), settings.clip)
         optimizer.step()
         done += batch.tokens.size
         last = step + 1 == settings.steps
@@ -131,7 +132,7 @@ def train(
                 "answer": answer.item(),
                 "text": text.item(),
                 "lr": rate,
-                "gradient": length.item(),
+                "gradient": norm.item(),
                 "row": batch.tokens.shape[1],
                 "tokens_per_s": round(done / (time.monotonic() - began)),
                 "seconds": round(time.monotonic() - began, 1),
@@ -160,7 +161,7 @@ def train(
         recipe=settings.recipe(),
     )
     checksum = save(out / FILE, network.tensors(), about)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     if device.type == "cuda":
         say(f"most memory used: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     say(f"{out / FILE}: {(out / FILE).stat().st_size / 1e6:.1f} MB, sha256 {checksum}")
@@ -168,25 +169,24 @@ def train(
 
 
 def losses(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, Tensor]:
-    """Mean cross entropies of a batch's answers and of its text; logits only where there is one."""
-    states, targets, answer = run(network, batch, pieces)
+    """Cross entropies of a batch's answers and of its text; logits only where one is needed."""
+    states, targets, answer, weight = run(network, batch, pieces)
     each = torch.cat(
         [
             F.cross_entropy(network.logits(some).float(), right, reduction="none")
             for some, right in zip(states.split(HEAD), targets.split(HEAD), strict=True)
         ]
     )
-    answers = int(batch.answer.sum())
-    texts = batch.answer.size - answers
-    return (each * answer).sum() / max(answers, 1), (each * ~answer).sum() / max(texts, 1)
+    each = each * weight
+    return (each * answer).sum(), (each * ~answer).sum()
 
 
-def run(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor]:
-    """States, targets and class of the places where something is learnt."""
+def run(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, ...]:
+    """States, targets, class and weight of the places where something is learnt."""
     device = network.embedding.device
     arrays = (batch.tokens, batch.positions, batch.places, batch.targets, batch.answer)
-    tokens, positions, places, targets, answer = (on(array, device) for array in arrays)
-    return network(tokens, positions, pieces)[places], targets, answer
+    tokens, positions, places, *rest = (on(a, device) for a in (*arrays, batch.weight))
+    return network(tokens, positions, pieces)[places], *rest
 
 
 def on(array: Any, device: torch.device) -> Tensor:
@@ -202,7 +202,7 @@ def held_scores(network: Network, held: dict[str, Batch], pieces: Pieces) -> dic
         if kind == PLAIN:
             scores["prose_loss"] = losses(network, batch, pieces)[1].item()
             continue
-        states, targets, _ = run(network, batch, pieces)
+        states, targets, *_ = run(network, batch, pieces)
         best = torch.cat([network.logits(some).argmax(-1) for some in states.split(HEAD)])
         wrong = (best != targets).cpu().numpy()
         spans = set(batch.span[batch.answer].tolist())
@@ -225,7 +225,7 @@ def working(pieces: Pieces, network: Network, batch: Batch, settings: Settings, 
         return pieces
     began = time.monotonic()
     try:
-        sum(losses(network, batch, pieces)).backward()
+        torch.stack(losses(network, batch, pieces)).sum().backward()
     except Exception as error:  # whatever a compiler raises
         say(f"compiling failed ({type(error).__name__}); training without")
         pieces = Pieces()
@@ -244,14 +244,14 @@ def keep(out: Path, settings: Settings, network: Network, optimizer: Any, step: 
         "optimizer": optimizer.state_dict(),
     }
     torch.save(state, out / "checkpoint.tmp")
-    (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+    (out / "checkpoint.tmp").replace(out / CHECKPOINT)
 
 
 def resume(
     out: Path, settings: Settings, network: Network, optimizer: Any, device: torch.device
 ) -> int:
     """The step to continue from: 0 where there is no checkpoint."""
-    path = out / "checkpoint.pt"
+    path = out / CHECKPOINT
     if not path.is_file():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)

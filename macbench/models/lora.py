@@ -1,9 +1,9 @@
 """A low-rank adapter of a Llama-shaped model: its file, and merging it into the weights.
 
-Every linear layer becomes W + scale * B @ A (LoRA, Hu et al., arXiv 2106.09685), every RMSNorm takes
-the adapter's gains, the embedding stays as it is. The file is safetensors: for each linear map its
-A [layers, rank, in] and B [layers, out, rank], for the norms their gains; its metadata say which
-base it belongs to and how it was trained.
+Every linear layer becomes W + scale * B @ A (LoRA, Hu et al., arXiv 2106.09685), every RMSNorm
+takes the adapter's gains, the embedding stays as it is. The file is safetensors: for each linear
+map its A [layers, rank, in] and B [layers, out, rank], for the norms their gains; its metadata say
+which base it belongs to and how it was trained.
 """
 
 from __future__ import annotations

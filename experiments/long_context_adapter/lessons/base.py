@@ -29,17 +29,22 @@ class Lesson:
 GIVEN = 0.65  # share of replies whose opening words are given
 
 
-def reply(draw: Draw, ask: str, opening: str, answer: str) -> Turn:
-    """A turn whose reply opens with a sentence that ends in the answer."""
+def reply(draw: Draw, ask: str, opening: str, answer: str, given: float = GIVEN) -> Turn:
+    """A turn whose reply opens with a sentence that ends in the answer; given: how often it is."""
     joined = answer if not opening or opening[-1].isspace() else f" {answer}"
-    if opening and draw.random() < GIVEN:
+    if opening and draw.random() < given:
         return Turn(ask, opening, ((joined, "answer"),))
     parts: tuple[Part, ...] = ((joined, "answer"),)
     return Turn(ask, "", ((opening.lstrip(), "text"), *parts) if opening.strip() else parts)
 
 
 def conversation(
-    draw: Draw, kind: str, intro: str, context: str, asked: Sequence[tuple[str, str, str]]
+    draw: Draw,
+    kind: str,
+    intro: str,
+    context: str,
+    asked: Sequence[tuple[str, str, str]],
+    given: float = GIVEN,
 ) -> Lesson:
     """A text with one or more questions (ask, opening, answer), the first beside the text."""
     first, *others = asked
@@ -52,5 +57,6 @@ def conversation(
     if place != "before" or not intro:
         parts.append(first[0])
     ask = draw.choice(("\n", "\n\n")).join(parts)
-    turns = [reply(draw, ask, *first[1:]), *(reply(draw, *other) for other in others)]
+    asks = [(ask, *first[1:]), *others]
+    turns = [reply(draw, *each, given) for each in asks]
     return Lesson(kind, tuple(turns))

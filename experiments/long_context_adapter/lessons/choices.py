@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, conversation
@@ -13,7 +14,9 @@ SHIPS += " Kingfisher Larkspur Meridian Nightjar Orlando Patience Ranger Sapphir
 CARGO = "indigo|cork|sugar|cotton|saltpetre|ivory|oranges|sailcloth|nutmeg|whale oil|copra|hemp"
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 INSTRUMENTS = "cello bassoon harp trumpet oboe viola zither trombone piccolo tambourine"
-KEEPSAKES = "locket|signet ring|snuff box|ivory comb|chess queen|music box|sealed letter|silver spoon"
+KEEPSAKES = (
+    "locket|signet ring|snuff box|ivory comb|chess queen|music box|sealed letter|silver spoon"
+)
 SIGNS = "triangle circle anchor crown wheel ladder star feather arrow spiral hourglass"
 MEANINGS = "danger water shelter treasure north supper enemy friend silence gold market sickness"
 STONES = "opal garnet amber jasper topaz onyx beryl agate"
@@ -23,7 +26,7 @@ Made = tuple[str, list[str], list[str]]  # question, four choices with the right
 
 def letters(draw: Draw) -> Made:
     who, to = draw.names(8)[:4], draw.places(4)
-    said = [f"A letter from {a} arrived in {b} by the evening mail." for a, b in zip(who, to, strict=True)]
+    said = [f"A letter from {a} arrived in {b} by mail." for a, b in zip(who, to, strict=True)]
     return f"Whose letter arrived in {to[0]}?", who, said
 
 
@@ -48,7 +51,9 @@ def tally(draw: Draw) -> Made:
 
 def dates(draw: Draw) -> Made:
     towns, years = draw.places(4), sorted(draw.sample(range(1203, 1897), 4))
-    said = [f"{town} received its charter in {year}." for town, year in zip(towns, years, strict=True)]
+    said = [
+        f"{town} received its charter in {year}." for town, year in zip(towns, years, strict=True)
+    ]
     if draw.random() < 0.5:
         return "Which of these places was the earliest to receive its charter?", towns, said
     return "Which of these places was the latest to receive its charter?", towns[::-1], said
@@ -66,7 +71,9 @@ def lodging(draw: Draw) -> Made:
     who, inns = draw.names(4), draw.places(4)
     music = draw.sample(INSTRUMENTS.split(), 4)
     said = [f"{name} spent that winter at {inn}." for name, inn in zip(who, inns, strict=True)]
-    said += [f"At {inn} somebody played the {m} all night." for inn, m in zip(inns, music, strict=True)]
+    said += [
+        f"At {inn} somebody played the {m} all night." for inn, m in zip(inns, music, strict=True)
+    ]
     draw.shuffle(said)
     return f"Which instrument was played where {who[0]} spent the winter?", music, said
 
@@ -74,15 +81,15 @@ def lodging(draw: Draw) -> Made:
 def hands(draw: Draw) -> Made:
     who, thing = draw.names(4), draw.choice(KEEPSAKES.split("|"))
     said = [f"The {thing} first belonged to {who[3]}."]
-    said += [f"{a} made {b} a present of the {thing}." for a, b in zip(who[::-1], who[-2::-1], strict=False)]
+    said += [f"{a} made {b} a present of the {thing}." for a, b in pairwise(who[::-1])]
     return f"Who owned the {thing} last?", who, said
 
 
 def signs(draw: Draw) -> Made:
     marks = draw.sample(SIGNS.split(), 4)
     meanings = draw.sample(MEANINGS.split(), 4)
-    said = [f"Carved on a door, the {m} stood for {x}." for m, x in zip(marks, meanings, strict=True)]
-    return f"What did a carved {marks[0]} stand for?", meanings, said
+    said = [f"Carved on a door, a {m} meant {x}." for m, x in zip(marks, meanings, strict=True)]
+    return f"What did a carved {marks[0]} mean?", meanings, said
 
 
 def ledger(draw: Draw) -> Made:
@@ -112,7 +119,7 @@ FORMS = (  # what is asked for | the reply
     'Reply in this form: "The right option is (letter)".|The right option is ({l})',
     'Write your reply as: "I choose (your letter)".|I choose ({l})',
     "Reply with the letter alone.|{l}",
-    'Use these words: "Option (letter) is supported by the text".|Option ({l}) is supported by the text',
+    'Use these words: "The text supports option (letter)".|The text supports option ({l})',
     'Finish the sentence "The text supports (…)".|The text supports ({l})',
     'Put your choice in brackets: "My choice: (…)".|My choice: ({l})',
     'Your reply has to look like this: "The best choice is (insert letter here)".'
@@ -124,13 +131,14 @@ FORMS = (  # what is asked for | the reply
 
 def choices(draw: Draw, size: Size, room: int) -> Lesson:
     """One text, several questions of different kinds on it."""
-    count = max(1, min(draw.randint(2, 7), (room - 400) // 250))
+    count = max(1, min(draw.randint(3, 8), (room - 400) // 250))
     kinds = draw.sample(KINDS, count)
     made = [kind(draw) for kind in kinds]
     intro, option = draw.wording(INTROS), draw.wording(OPTIONS)
     form, said = draw.wording(FORMS).split("|")
     ask = draw.wording(ASKS)
-    asked, evidence = [], []
+    asked: list[tuple[str, str, str]] = []
+    evidence = []
     for kind, (question, four, pieces) in zip(kinds, made, strict=True):
         if kind is not hands:  # who had it last is a matter of order
             draw.shuffle(pieces)
@@ -138,11 +146,11 @@ def choices(draw: Draw, size: Size, room: int) -> Lesson:
         lines = [option.format(l=letter, c=c) for letter, c in zip("ABCD", order, strict=True)]
         letter = "ABCD"[order.index(right)]
         text = "\n".join([ask.format(q=question), *lines, form])
-        opening, _, answer = said.format(l=letter, c=right).rpartition(f"({letter})")
-        if not opening or draw.random() < 0.7:  # the whole sentence is the reply
-            asked.append((text, "", said.format(l=letter, c=right)))
+        opening, _, _ = said.format(l=letter, c=right).rpartition(f"({letter})")
+        if opening:  # what is hard is the letter; the sentence around it is learnt as language
+            asked.append((text, opening.rstrip(), f"({letter})"))
         else:
-            asked.append((text, opening.rstrip(), f"({letter}){answer}"))
+            asked.append((text, "", said.format(l=letter, c=right)))
         evidence.append(pieces)
     needles = evidence[0]
     for pieces in evidence[1:]:
@@ -151,4 +159,5 @@ def choices(draw: Draw, size: Size, room: int) -> Lesson:
         total = len(needles) + len(pieces)
         needles = [next(left if i in first else right_) for i in range(total)]
     room -= size(intro) + sum(sum(map(size, turn)) + 10 for turn in asked) + 60
-    return conversation(draw, "choices", intro, haystack(draw, size, room, needles, "prose"), asked)
+    context = haystack(draw, size, room, needles, "prose")
+    return conversation(draw, "choices", intro, context, asked, given=0.3)

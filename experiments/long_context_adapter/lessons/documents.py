@@ -52,7 +52,15 @@ PLACES = {
         "Who leads the council of {where}?",
     ),
 }
-HEADS = ("[{i}] ", "Text {i}. ", "### Passage {i}\n", "<{i}> ", "Item {i}: ", "Source no. {i}\n", "§ {i} ")
+HEADS = (
+    "[{i}] ",
+    "Text {i}. ",
+    "### Passage {i}\n",
+    "<{i}> ",
+    "Item {i}: ",
+    "Source no. {i}\n",
+    "-{i}- ",
+)
 INTROS = (
     "Some short texts follow. Use them to answer what is asked; keep the reply brief.",
     "Base your reply on these passages and on nothing else.",
@@ -74,13 +82,13 @@ def documents(draw: Draw, size: Size, room: int) -> Lesson:
     people: dict[str, str] = {}
     while room > 0 and len(people) < 300:
         if draw.random() < 0.3 and passages:  # something from a book
-            text = "".join(prose(draw, size, draw.randint(60, 160))).strip().replace("\n", " ")
+            text = " ".join(s.strip() for s in prose(draw, size, draw.randint(60, 160)))
         else:
             who, towns = draw.name(), draw.places(1)[0]
             if who in people or towns in people.values():
                 continue
             people[who] = towns
-            text, questions = _about(draw, who, towns)
+            text, questions = _about(draw, size, who, towns)
             asked += questions
         room -= size(text) + size(style) + 3
         passages.append(text)
@@ -90,11 +98,11 @@ def documents(draw: Draw, size: Size, room: int) -> Lesson:
     draw.shuffle(asked)
     form, opening = draw.wording(ASKS), draw.wording(OPENS)
     stop = draw.choice(("", "."))
-    turns = [(form.format(q=q), opening, f"{a}{stop}") for q, a in asked[: draw.randint(1, 6)]]
+    turns = [(form.format(q=q), opening, f"{a}{stop}") for q, a in asked[: draw.randint(1, 9)]]
     return conversation(draw, "documents", intro, context, turns)
 
 
-def _about(draw: Draw, who: str, town: str) -> tuple[str, list[tuple[str, str]]]:
+def _about(draw: Draw, size: Size, who: str, town: str) -> tuple[str, list[tuple[str, str]]]:
     """A passage on a person and the town, and (question, answer) pairs, two-step ones too."""
     values = {
         "trade": draw.choice(TRADES.split()),
@@ -123,5 +131,7 @@ def _about(draw: Draw, who: str, town: str) -> tuple[str, list[tuple[str, str]]]
         there = question.format(where=f"the place where {who} settled")
         asked.append((there, local[name]))
     first, *rest = said
+    if draw.random() < 0.4:  # as long as paragraphs are
+        rest += [s.strip() for s in prose(draw, size, draw.randint(30, 120))]
     draw.shuffle(rest)
     return " ".join([first, *rest]), asked

@@ -100,7 +100,7 @@ def retrieval(draw: Draw, size: Size, room: int) -> Lesson:
         return made if needle.startswith("{") else made[0].upper() + made[1:]
 
     per_key = draw.choices((1, 2, 3, 4, 5, 6), (10, 1, 2, 6, 1, 1))[0]
-    keys = list({draw.key(key_kind): 0 for _ in range(draw.randint(1, 8 if per_key == 1 else 4))})
+    keys = list({draw.key(key_kind): 0 for _ in range(draw.randint(1, 12 if per_key == 1 else 5))})
     pairs = [(key, draw.value(value_kind)) for key in keys for _ in range(per_key)]
     draw.shuffle(pairs)
     values: dict[str, list[str]] = {key: [] for key in keys}

@@ -57,11 +57,12 @@ def tracing(draw: Draw, size: Size, room: int) -> Lesson:
     style = draw.choice(("blank", "blank", "comma", "oxford"))
     ask, opening, intro = draw.wording(ASK), draw.wording(OPEN), draw.wording(INTROS)
     hops = draw.choice((1, 2, 3, 4, 4, 4, 5, 6))
-    chains = draw.choice((1, 1, 1, 2, 3) if room < 3000 else (1, 1, 2, 3, 4, 5))
+    chains = draw.choice((1, 1, 1, 2, 3) if room < 3000 else (1, 2, 3, 4, 5, 6))
     kind = draw.choice(("noise", "noise", "prose"))
 
     def task(room: int, chains: int) -> tuple[str, list[tuple[str, str, str]]]:
-        lines, asked = [], []
+        lines: list[str] = []
+        asked = []
         pool: dict[str, int] = {}
         while len(pool) < chains * (hops + 1):
             pool[named(draw)] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date, timedelta
 
 from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, Part, Turn
@@ -29,18 +30,18 @@ SCENES = (
     Scene(
         "Day",
         "the log of the schooner {name}",
-        "mainsail|anchor chain|water casks|compass|rigging|rudder|charts|lantern|pumps|galley stove",
+        "mainsail|anchor chain|water casks|compass|rigging|rudder|charts|lantern|pumps|stove",
         "foredeck|cabin|hold|crow's nest|stern|harbour|reef|open sea|sheltered bay|quay",
-        "the mate|the cook|the carpenter|the youngest sailor|the pilot|the captain|two passengers",
-        "a whale beside the hull|the repair of the broken spar|a birthday of the cook|the burial of "
-        "the old cat|a race against a brig|the sale of the spare sail|a visit of the customs officer",
+        "the mate|the cook|the carpenter|the youngest sailor|the pilot|the captain|passengers",
+        "a whale beside the hull|the repair of the broken spar|a birthday of the cook"
+        "|a race against a brig|the sale of the spare sail|a visit of the customs officer",
         "a passage through ice|a stay in the dry dock|a convoy with two frigates",
         "a fire drill|a bath for all hands|an inspection of the stores|music on deck",
     ),
     Scene(
         "Room",
         "the guide to the museum of {name}",
-        "tapestry|glass case|oak panels|marble floor|skylight|long bench|bronze bust|painted ceiling"
+        "tapestry|glass case|oak panels|marble floor|skylight|long bench|bronze bust"
         "|spiral stair|brass railing|fountain|carved door",
         "east wall|alcove|gallery|entrance|window side|far corner|balcony|passage",
         "the keeper|school classes|the restorer|visiting scholars|the guide|evening guests",
@@ -64,7 +65,7 @@ SCENES = (
     Scene(
         "Page",
         "the almanac of the gardens of {name}",
-        "rose arch|compost heap|greenhouse|stone path|pear trees|herb border|pond|beehives|cold frames"
+        "rose arch|compost heap|greenhouse|stone path|pear trees|herb border|pond|beehives"
         "|hedge|sundial|tool shed",
         "kitchen garden|lower terrace|orchard|south wall|meadow|nursery beds|shade garden",
         "the head gardener|apprentices|neighbours|volunteers|the botanist|children from the school",
@@ -130,7 +131,9 @@ FRAMES = (
     "The {place} smelled of {smell}, and the {thing} was still {adj} to the touch.",
     "With a little luck the {thing} will be ready soon; {person} has promised to help.",
 )
-ADJECTIVES = "calm warm damp bright plain narrow sturdy cool pale generous lively dusty graceful mild"
+ADJECTIVES = (
+    "calm warm damp bright plain narrow sturdy cool pale generous lively dusty graceful mild"
+)
 ADJECTIVES += " orderly cheerful weathered spacious modest curious"
 LIGHTS = "early|failing|golden|grey|clear|slanting|soft"
 SMELLS = "resin|wet stone|coffee|fresh paint|lavender|smoke|cut grass|old paper|salt"
@@ -141,10 +144,26 @@ STATED = (
     "The main matter was {event}, which everybody had looked forward to.",
     "As intended, there was {event}.",
 )
-MARKS = ("@@@ {unit} {i}{date}:", "=== {unit} {i}{date} ===", "## {unit} {i}{date}", ">>> {unit} {i}{date}:",
-         "+++ {unit} {i}{date}:", "#-# {unit} {i}{date}:", "[{unit} {i}{date}]", "#=# {unit} {i}{date}:")  # fmt: skip
-STOPS = ("*** the end", "<<< complete >>>", "--- all done ---", "*** document closed ***", "END OF TEXT",
-         "=== fin ===", "*** concluded", "(nothing follows)")  # fmt: skip
+MARKS = (
+    "@@@ {unit} {i}{date}:",
+    "=== {unit} {i}{date} ===",
+    "## {unit} {i}{date}",
+    ">>> {unit} {i}{date}:",
+    "+++ {unit} {i}{date}:",
+    "#-# {unit} {i}{date}:",
+    "[{unit} {i}{date}]",
+    "#=# {unit} {i}{date}:",
+)
+STOPS = (
+    "*** the end",
+    "<<< complete >>>",
+    "--- all done ---",
+    "*** document closed ***",
+    "END OF TEXT",
+    "=== fin ===",
+    "*** concluded",
+    "(nothing follows)",
+)
 ASKS = (
     "Write {about} in {n} sections, one for every {unit}.",
     "Compose {about}. It has {n} parts, {unit} 1 to {unit} {n}, and none may be skipped.",
@@ -175,7 +194,8 @@ def writing(draw: Draw, size: Size, room: int) -> Lesson:
         words, count = 85, max(3, int((room - 450) / 140))
     count = min(count, 110)
     mark, stop, unit = draw.wording(MARKS), draw.wording(STOPS), scene.unit
-    dated = draw.random() < 0.3
+    dated = draw.choice(("", "", "day", "week", "grid"))
+    day = date(2021, 1, 1) + timedelta(draw.randrange(360))
     events: dict[int, list[str]] = {i: [] for i in range(1, count + 1)}
     rules = []
     singles = scene.single.split("|")
@@ -199,14 +219,13 @@ def writing(draw: Draw, size: Size, room: int) -> Lesson:
         events[i].append(regular)
 
     def heading(i: int) -> str:
-        date = f" ({1 + (i - 1) % 28}/{1 + (i - 1) // 28})" if dated else ""
-        return mark.format(unit=unit, i=i, date=date)
+        return mark.format(unit=unit, i=i, date=_date(dated, day, i))
 
     about = scene.about.format(name=draw.places(1)[0])
     number = draw.choice(("- {r}", "* {r}", "{i}) {r}"))
     ask = [draw.wording(ASKS).format(about=about, n=count, unit=unit)]
     ask += [number.format(i=i, r=rule[0].upper() + rule[1:]) for i, rule in enumerate(rules, 1)]
-    ask += [f"Begin each entry with a line such as '{heading(1)}' and give it {words} words or more."]
+    ask += [f"Begin each entry with a line such as '{heading(1)}'; give it {words} words or more."]
     ask += [f"When {unit} {count} is written, close with '{stop}'. Do not stop before."]
     begun = draw.random() < 0.5
     if begun:
@@ -221,17 +240,32 @@ def writing(draw: Draw, size: Size, room: int) -> Lesson:
     return Lesson("writing", (Turn("\n".join(ask), "", tuple(parts)),))
 
 
+def _date(form: str, first: date, i: int) -> str:
+    """What stands in brackets after a heading's number."""
+    if form == "week":
+        start = first + timedelta(7 * (i - 1))
+        return f" ({start:%d %b} to {start + timedelta(6):%d %b})"
+    if form == "day":
+        return f" ({first + timedelta(i - 1):%d %B})"
+    return f" (row {(i - 1) // 8}, seat {(i - 1) % 8})" if form else ""
+
+
 def _section(draw: Draw, scene: Scene, words: int, events: list[str]) -> list[Part]:
     """Sentences of `words` words at least; the events' sentences are learnt in full."""
     said: list[Part] = []
+    written = 0
     for event in events:
-        text = draw.choice(STATED).format(event=event)
-        said.append((text, "answer"))
-    frames = draw.sample(FRAMES, 12)
-    while sum(len(text.split()) for text, _ in said) < words and frames:
-        said.append((_sentence(draw, scene, frames.pop()), "text"))
-    first, *rest = said if events or draw.random() < 0.5 else said[::-1]
-    return [first, *((f" {text}", kind) for text, kind in rest)]  # type: ignore[misc]
+        before, after = draw.choice(STATED).split(" {event}")
+        said += [(f" {before}", "text"), (f" {event}", "answer"), (after, "text")]
+        written += len(f"{before} {event}{after}".split())
+    for frame in draw.sample(FRAMES, 12):
+        if written >= words:
+            break
+        text = _sentence(draw, scene, frame)
+        said.append((f" {text}", "text"))
+        written += len(text.split())
+    (first, kind), *rest = said
+    return [(first[1:], kind), *rest]
 
 
 def _sentence(draw: Draw, scene: Scene, frame: str) -> str:
