@@ -59,11 +59,12 @@ class Settings:
         for name in ("steps", "tokens", "rank"):
             if getattr(self, name) < 1:
                 raise MacbenchError(f"{name}={getattr(self, name)}: give at least 1.")
-        for _, lengths, _ in self.schedule:
+        held = [self.held_length] if self.held_every else []
+        for lengths in (held, *(lengths for _, lengths, _ in self.schedule)):
             for length in lengths:
                 if length < 512 or self.tokens % length:
                     raise MacbenchError(
-                        f"schedule: rows of {length} tokens do not divide tokens={self.tokens}; "
+                        f"rows of {length} tokens do not divide tokens={self.tokens}; "
                         "give lengths of at least 512 that do."
                     )
 

@@ -64,16 +64,21 @@ def repeated(draw: Draw, size: Size, room: int) -> Lesson:
     ask, opening = ask.format(n=n), opening.format(n=n)
 
     def task(often: int, seldom: int, room: int) -> tuple[str, str]:
-        each = 6 if shown == "numbered" else 3
-        often = max(2, min(often, int(room / each * 0.7) // n))
+        often = max(2, min(often, int(room * 0.7) // (6 * n)))
         seldom = min(seldom, max(1, often // 3))
-        others = max(3, (room // each - n * often) // seldom)
-        words = draw.words(n + min(others, 9000 if not draw.held else 1500))
+        others = (room // (6 if shown == "numbered" else 3) - n * often) // seldom
+        words = draw.words(n + min(max(3, others), 9000 if not draw.held else 1500))
         common, rest = words[:n], words[n:]
-        line = common * often + rest * seldom
+        while True:
+            line = common * often + rest * seldom
+            over = size(listed(line, shown)) / room
+            if over <= 1 or often == 1:
+                break
+            if len(rest) > 3:
+                rest = rest[: int(len(rest) * min(0.95, 1 / over))]
+            else:
+                often -= 1
         draw.shuffle(line)
-        while size(listed(line, shown)) > room:  # the shares stay nearly the same
-            line = line[: int(len(line) * 0.95)]
         return listed(line, shown), listed(sorted(common, key=line.index), way)
 
     if draw.random() < 0.7:

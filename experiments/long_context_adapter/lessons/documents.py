@@ -80,7 +80,7 @@ def documents(draw: Draw, size: Size, room: int) -> Lesson:
     asked: list[tuple[str, str]] = []
     room -= size(intro) + 250
     people: dict[str, str] = {}
-    while room > 0 and len(people) < 300:
+    while not asked or (room > 0 and len(people) < 300):
         if draw.random() < 0.3 and passages:  # something from a book
             text = " ".join(s.strip() for s in prose(draw, size, draw.randint(60, 160)))
         else:
