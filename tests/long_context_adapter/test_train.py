@@ -113,7 +113,13 @@ def run(tiny, tokenizer, spec, out, chosen, says=None):
 
 
 def test_loss_falls(tiny, tokenizer, spec, tmp_path):
-    path, log = run(tiny, tokenizer, spec, tmp_path / "a", settings("steps=25", "held_every=25", "held_length=1024"))
+    path, log = run(
+        tiny,
+        tokenizer,
+        spec,
+        tmp_path / "a",
+        settings("steps=25", "held_every=25", "held_length=1024"),
+    )
     steps = [row for row in log if "loss" in row]
     assert steps[-1]["text"] < steps[0]["text"] - 0.5
     (held,) = [row["held"] for row in log if "held" in row]
