@@ -67,7 +67,7 @@ def tiny(tokenizer):
             num_key_value_heads=2,
             head_dim=8,
             max_position_embeddings=4096,
-            initializer_range=0.1,
+            initializer_range=0.3,
             tie_word_embeddings=True,
         )
         with torch.random.fork_rng([]):

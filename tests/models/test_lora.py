@@ -88,7 +88,7 @@ def test_merged_equals_the_maps_applied_beside_the_base(base, tmp_path):
 
 
 def test_refuses_other_weights(base, tmp_path):
-    folder, weights, lm = base
+    folder, _, lm = base
     lora.save(tmp_path / "a.safetensors", adapter(lm), about("sha256:" + "0" * 64))
     with pytest.raises(MacbenchError, match="belongs to weights sha256:0000"):
         load(Source("x", str(folder), device="cpu", adapter=str(tmp_path / "a.safetensors")))
