@@ -102,7 +102,7 @@ class Network(nn.Module):
         for q, k, v, o, gate, up, down, n1, n2 in self.merged():
             made = pieces.before(x, n1, q, k, v, cos, sin, shape)
             query, key, value = (
-                t.view(rows, length, -1, shape.head_dim).transpose(1, 2) for t in made
+                t.reshape(rows, length, -1, shape.head_dim).transpose(1, 2) for t in made
             )
             with attention_kernels(x.device):
                 mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -17,7 +17,10 @@ from macbench.errors import MacbenchError, nearest
 from macbench.experiments.long_context_adapter.rows import KINDS, PLAIN
 
 PRESET = "smollm2-long"
-WHERE = ("out", "workers", "device", "compile", "save_every", "source", "held_every", "held_length")
+WHERE = {  # what does not change the adapter
+    *("out", "seconds", "workers", "device", "compile", "source"),
+    *("save_every", "held_every", "held_length"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Settings:
     held_every: int
     held_length: int
     save_every: int
+    seconds: int | None
     out: str
 
     def __post_init__(self) -> None:

@@ -114,7 +114,9 @@ def train(
     for step, batch in enumerate(supply.batches(spec, order, first, settings.workers), first):
         if step == first:
             pieces = working(pieces, network, batch, settings, say)
-        rate = learning_rate(step, settings)
+        seconds = time.monotonic() - began
+        share = seconds / settings.seconds if settings.seconds else 0.0
+        rate = learning_rate(step, settings, share)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         answer, text = losses(network, batch, pieces)
@@ -124,7 +126,7 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(network.adapter.values(), settings.clip)
         optimizer.step()
         done += batch.tokens.size
-        last = step + 1 == settings.steps
+        last = step + 1 == settings.steps or share >= 1
         if step % EVERY == 0 or last:
             row = {
                 "step": step,
@@ -135,7 +137,7 @@ def train(
                 "gradient": norm.item(),
                 "row": batch.tokens.shape[1],
                 "tokens_per_s": round(done / (time.monotonic() - began)),
-                "seconds": round(time.monotonic() - began, 1),
+                "seconds": round(seconds, 1),
             }
             print(json.dumps(row), file=log, flush=True)
             if step % (5 * EVERY) == 0 or last:
@@ -149,6 +151,8 @@ def train(
             say("held out: " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
         if settings.save_every and (step + 1) % settings.save_every == 0 and not last:
             keep(out, settings, network, optimizer, step + 1)
+        if last:
+            break
     log.close()
     about = About(
         base=base,
@@ -157,7 +161,7 @@ def train(
         rank=settings.rank,
         scale=settings.scale,
         seed=settings.seed,
-        steps=settings.steps,
+        steps=step + 1,
         recipe=settings.recipe(),
     )
     checksum = save(out / FILE, network.tensors(), about)
@@ -186,7 +190,7 @@ def run(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, ...]:
     device = network.embedding.device
     arrays = (batch.tokens, batch.positions, batch.places, batch.targets, batch.answer)
     tokens, positions, places, *rest = (on(a, device) for a in (*arrays, batch.weight))
-    return network(tokens, positions, pieces)[places], *rest
+    return network(tokens, positions, pieces).index_select(0, places), *rest
 
 
 def on(array: Any, device: torch.device) -> Tensor:
@@ -211,11 +215,12 @@ def held_scores(network: Network, held: dict[str, Batch], pieces: Pieces) -> dic
     return scores
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
+def learning_rate(step: int, settings: Settings, spent: float = 0.0) -> float:
+    """Linear warm-up, then a cosine down to a twentieth; spent: share of the time, if limited."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    share = min(1.0, max(share, spent))
     return settings.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
@@ -226,6 +231,8 @@ def working(pieces: Pieces, network: Network, batch: Batch, settings: Settings, 
     began = time.monotonic()
     try:
         torch.stack(losses(network, batch, pieces)).sum().backward()
+        with torch.no_grad():  # compiled once more, for the held-out scores
+            run(network, batch, pieces)
     except Exception as error:  # whatever a compiler raises
         say(f"compiling failed ({type(error).__name__}); training without")
         pieces = Pieces()
