@@ -7,8 +7,7 @@ trained is what is later read from the file. What stands before and after attent
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +103,7 @@ class Network(nn.Module):
             query, key, value = (
                 t.reshape(rows, length, -1, shape.head_dim).transpose(1, 2) for t in made
             )
-            with attention_kernels(x.device):
-                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            mixed = pieces.attend(query, key, value)
             mixed = mixed.transpose(1, 2).reshape(rows * length, -1)
             x = pieces.after(x, mixed, o, n2, gate, up, down, shape)
         return norm(x, self.adapter[FINAL], shape.eps)
@@ -154,23 +152,42 @@ def after(
     return x + F.linear(F.silu(F.linear(y, gate)) * F.linear(y, up), down)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention, each [rows, heads, length, head_dim]."""
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
 @dataclass(frozen=True)
 class Pieces:
-    """What stands before and after attention in a layer, compiled or not."""
+    """A layer's parts: what stands before and after attention, compiled or not, and attention."""
 
     before: Callable[..., list[Tensor]] = before
     after: Callable[..., Tensor] = after
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend
 
-    @classmethod
-    def compiled(cls) -> Pieces:
-        return cls(torch.compile(before, dynamic=False), torch.compile(after, dynamic=False))
+    def compiled(self) -> Pieces:
+        made = (torch.compile(part, dynamic=False) for part in (self.before, self.after))
+        return Pieces(*made, self.attend)
 
 
-def attention_kernels(device: torch.device) -> Any:
-    """On a card cuDNN's attention first (twice as fast as flash both ways), else torch's choice."""
+def attention_of(device: torch.device, shape: Shape, lengths: Iterable[int]) -> Callable:
+    """On a card cuDNN's attention, there the fastest both ways, if it runs at all these lengths."""
     if device.type != "cuda":
-        return nullcontext()
+        return attend
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
-    return sdpa_kernel(order, set_priority=True)
+    def with_cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+        with sdpa_kernel(order, set_priority=True):
+            return attend(query, key, value)
+
+    try:
+        for length in lengths:
+            size = (1, length, shape.heads, shape.head_dim)
+            made = torch.randn(size, device=device, dtype=torch.bfloat16, requires_grad=True)
+            heads = made.transpose(1, 2)
+            with_cudnn(heads, heads, heads).sum().backward()
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return attend
+    return with_cudnn

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter import supply
-from macbench.experiments.long_context_adapter.network import Network, Pieces
+from macbench.experiments.long_context_adapter.network import Network, Pieces, attention_of
 from macbench.experiments.long_context_adapter.own import requests, sample
 from macbench.experiments.long_context_adapter.rows import MAKERS, PLAIN, Frame, Spec
 from macbench.experiments.long_context_adapter.settings import WHERE, Settings, configure
@@ -109,11 +109,12 @@ def train(
     if settings.held_every:
         kinds = [k for k in (*MAKERS, PLAIN) if settings.shares.get(k) and k != "writing"]
         held = supply.held_out(spec, kinds, settings.held_length, settings.tokens)
-    pieces = Pieces.compiled() if settings.compile and device.type == "cuda" else Pieces()
+    lengths = {length for _, lengths, _ in settings.schedule for length in lengths}
+    pieces = Pieces(attend=attention_of(device, network.shape, sorted(lengths)))
     began, done = time.monotonic(), 0
     for step, batch in enumerate(supply.batches(spec, order, first, settings.workers), first):
-        if step == first:
-            pieces = working(pieces, network, batch, settings, say)
+        if step == first and settings.compile and device.type == "cuda":
+            pieces = compiled(pieces, network, batch, say)
         seconds = time.monotonic() - began
         share = seconds / settings.seconds if settings.seconds else 0.0
         rate = learning_rate(step, settings, share)
@@ -224,22 +225,21 @@ def learning_rate(step: int, settings: Settings, spent: float = 0.0) -> float:
     return settings.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def working(pieces: Pieces, network: Network, batch: Batch, settings: Settings, say: Say) -> Pieces:
-    """The compiled pieces if they work here, else the plain ones."""
-    if pieces == Pieces():
-        return pieces
-    began = time.monotonic()
+def compiled(pieces: Pieces, network: Network, batch: Batch, say: Say) -> Pieces:
+    """The pieces compiled, if that works here, else as they are."""
+    began, made = time.monotonic(), pieces.compiled()
     try:
-        torch.stack(losses(network, batch, pieces)).sum().backward()
+        torch.stack(losses(network, batch, made)).sum().backward()
         with torch.no_grad():  # compiled once more, for the held-out scores
-            run(network, batch, pieces)
+            run(network, batch, made)
+        torch.cuda.synchronize()
     except Exception as error:  # whatever a compiler raises
-        say(f"compiling failed ({type(error).__name__}); training without")
-        pieces = Pieces()
+        say(f"compiling failed ({type(error).__name__}: {error}); training without"[:400])
+        made = pieces
     else:
         say(f"compiled, {time.monotonic() - began:.0f} s")
     network.zero_grad(set_to_none=True)
-    return pieces
+    return made
 
 
 def keep(out: Path, settings: Settings, network: Network, optimizer: Any, step: int) -> None:

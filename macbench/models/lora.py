@@ -63,11 +63,12 @@ def find(name: str) -> Path:
 
 def save(path: Path, tensors: dict[str, Tensor], about: About) -> str:
     """Write the adapter in bfloat16; returns the file's checksum."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as pack
 
     ready = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
-    save_file(ready, path, {"macbench": json.dumps(about.__dict__)})
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    packed = pack(ready, {"macbench": json.dumps(about.__dict__)})
+    path.write_bytes(packed)
+    return hashlib.sha256(packed).hexdigest()
 
 
 def read(name: str) -> Adapter:
