@@ -166,8 +166,9 @@ class Pieces:
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend
 
     def compiled(self) -> Pieces:
-        made = (torch.compile(part, dynamic=False) for part in (self.before, self.after))
-        return Pieces(*made, self.attend)
+        first = torch.compile(self.before, dynamic=False)
+        rest = torch.compile(self.after, dynamic=False)
+        return Pieces(first, rest, self.attend)
 
 
 def attention_of(device: torch.device, shape: Shape, lengths: Iterable[int]) -> Callable:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macbench.experiments.long_context_adapter.draw import Draw
+from macbench.experiments.long_context_adapter.draw import FIRST, LAST, Draw
+from macbench.experiments.long_context_adapter.lessons import retrieval
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, Turn
 from macbench.experiments.long_context_adapter.rows import KINDS, MAKERS, PLAIN, positions
 from macbench.experiments.long_context_adapter.supply import Order, Supply, gather
@@ -153,3 +156,21 @@ def test_kinds_are_drawn_by_their_shares(writer):
     kinds = [writer.kind(draw, 1000) for _ in range(4000)]
     assert set(kinds) == set(KINDS) - {"own"}  # there are no own chats here
     assert all(kinds.count(kind) > 350 for kind in set(kinds))
+
+
+def test_a_key_has_no_value_but_its_own(writer, monkeypatch):
+    """With few possible keys, no other needle is about one that is asked for."""
+    monkeypatch.setattr(retrieval, "KEYS", ("name",))
+    name = re.compile(f"(?:{FIRST.replace(' ', '|')}) (?:{LAST.replace(' ', '|')})")
+    checked = 0
+    for seed in range(60):
+        first, *others = MAKERS["retrieval"](Draw(f"crowd-{seed}"), writer.size, 9000).turns
+        lines = first.ask.splitlines()
+        for turn in others:  # their questions do not stand in the text
+            said = turn.reply[-1][0]
+            for key in name.findall(turn.ask):
+                for line in (line for line in lines if key in line):
+                    values = [word.strip(".,;:[]|") for word in line.replace(key, "").split()]
+                    assert any(len(v) > 3 and v in said for v in values), (key, line, said)
+                    checked += len(lines) > 100
+    assert checked > 50

@@ -111,10 +111,16 @@ def retrieval(draw: Draw, size: Size, room: int) -> Lesson:
     needles = [line(*pair) for pair in pairs]
     room -= size(intro) + sum(sum(map(size, turn)) + 10 for turn in asked) + 60
     if crowd:
-        others = [line(draw.key(key_kind), draw.value(value_kind)) for _ in range(8)]
-        each = sum(map(size, others)) / 8 + 1
+
+        def other() -> str:  # about a key that nobody asks for
+            while (key := draw.key(key_kind)) in values:
+                pass
+            return "\n" + line(key, draw.value(value_kind))
+
+        others = [other() for _ in range(8)]
+        each = sum(map(size, others)) / 8
         count = max(1, int(room / each) - len(needles))
-        lines = ["\n" + line(draw.key(key_kind), draw.value(value_kind)) for _ in range(count)]
+        lines = [other() for _ in range(count)]
         context = scatter(draw, lines, needles, own_line=True)
     else:
         context = haystack(draw, size, room, needles)
