@@ -20,7 +20,7 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
-from macbench.attention.select import union
+from macbench.attention.select import best
 from macbench.kernels.paged import PAGE, wide
 
 LEAST = 3  # pages, as in the authors' evaluation code
@@ -62,6 +62,9 @@ class Quest(Method):
         self.high = torch.zeros_like(self.low)
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.most = [1] * slots
+        shape = (geometry.layers, slots, geometry.kv_heads)
+        loaded = torch.zeros(shape, dtype=torch.int64, device=geometry.device)
+        self.now = {"loaded": loaded}  # of the step that is running
         return 2 * self.low.numel() * self.low.itemsize // slots
 
     def begin(self, layer, slot, prompt, view):
@@ -88,46 +91,70 @@ class Quest(Method):
         return low, pages.nan_to_num(-torch.inf).amax(2)
 
     def attend(self, layer, q_pre, q, view, trace):
-        lens = view.lens[:, None]
         if layer < self.dense_layers:
-            trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        self._update(layer, view)
-        held = (lens + PAGE - 1) // PAGE  # [B, 1] pages that hold tokens
-        size = -(-view.bound // PAGE)
-        scores = self._scores(layer, q, size)  # [B, H, pages]
-        page = torch.arange(size, device=q.device)
-        scores = scores.masked_fill(page >= held[..., None], -torch.inf)
-        scores = scores.masked_fill(page == held[..., None] - 1, torch.inf)
-        chosen = scores.topk(min(max(self.most), size), dim=-1).indices
-        counts = torch.minimum(self.kept[:, None], held).expand(chosen.shape[:2])
-
-        kv_heads = self.geometry.kv_heads
-        empty = held * PAGE - lens  # the newest page is always chosen and may not be full
-        loaded = union(chosen, counts, size, kv_heads).sum(-1) * PAGE - empty
-        own = counts[:, :1] * PAGE - empty
-        bounds = held * self.geometry.token_bytes
-        trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=bounds)
+        size, kv_heads = -(-view.bound // PAGE), self.geometry.kv_heads
+        scores = self._scores(layer, q, view, size)  # [B, H, pages]
+        if layer == self.dense_layers:
+            counts = torch.minimum(self.kept, self._held(view))[:, None]
+            self.now["counts"] = counts.expand(scores.shape[:2]).contiguous()  # of every layer
+        counts, backend = self.now["counts"], self.geometry.backend
+        chosen, self.now["loaded"][layer] = best(scores, counts, max(self.most), kv_heads, backend)
         return view.exact(layer, q, pages=chosen, counts=counts)[0]
+
+    def settle(self, view, trace):
+        lens, held = view.lens[:, None], self._held(view)[:, None]
+        empty = held * PAGE - lens  # the newest page is always chosen and may not be full
+        layer = torch.arange(self.geometry.layers, device=lens.device)[:, None, None]
+        dense = layer < self.dense_layers
+        own = torch.minimum(self.kept[:, None], held) * PAGE - empty
+        trace.read(
+            slice(None),
+            view,
+            head_tokens=torch.where(dense, lens, own),
+            kv_tokens=torch.where(dense, lens, self.now["loaded"] * PAGE - empty),
+            meta_bytes=torch.where(dense, 0, held * self.geometry.token_bytes),
+        )
+
+    @staticmethod
+    def _held(view):
+        """Pages that hold tokens, [B]."""
+        return (view.lens + PAGE - 1) // PAGE
 
     def lists(self, lens):
         g = self.geometry
         return Lists.upto(self.most, lens, PAGE, g.kv_heads if self.shared else g.q_heads)
 
-    def _update(self, layer, view):
+    def _scores(self, layer, q, view, size):
+        """Bounds of q.k over each page [B, Hq, size], or if shared group sums [B, Hkv, size]; the
+        newest page above all, pages behind it below. The newest key is let into them."""
+        low, high = self.low[layer], self.high[layer]
+        if self.geometry.backend != "torch":
+            from macbench.kernels.quest import page_scores
+
+            pool = view.k[layer]
+            return page_scores(q, low, high, pool, view.table, view.lens, size, self.shared)
+        self._update(low, high, layer, view)
+        bound = self.bound(q, low[:, :, :size], high[:, :, :size])
+        scores = bound.unflatten(1, (self.geometry.kv_heads, -1)).sum(2) if self.shared else bound
+        page = torch.arange(size, device=q.device)
+        newest = (view.lens[:, None, None] - 1) // PAGE
+        scores = scores.masked_fill(page > newest, -torch.inf)
+        return scores.masked_fill(page == newest, torch.inf)
+
+    @staticmethod
+    def bound(q, low, high):
+        """What no q.k of a page exceeds: q [B, Hq, d], bounds [B, Hkv, n, d] -> [B, Hq, n]."""
+        grouped = wide(q).unflatten(1, (low.shape[1], -1))
+        least, most = wide(low).transpose(-1, -2), wide(high).transpose(-1, -2)
+        return (grouped.clamp_min(0) @ most + grouped.clamp_max(0) @ least).flatten(1, 2)
+
+    @staticmethod
+    def _update(low, high, layer, view):
         """Let the newest token's key into its page's bounds."""
         key = view.newest_key(layer)
         row = torch.arange(len(key), device=key.device)
         page, first = (view.lens - 1) // PAGE, ((view.lens - 1) % PAGE == 0)[:, None, None]
-        low, high = self.low[layer, row, :, page], self.high[layer, row, :, page]
-        self.low[layer, row, :, page] = torch.where(first, key, torch.minimum(low, key))
-        self.high[layer, row, :, page] = torch.where(first, key, torch.maximum(high, key))
-
-    def _scores(self, layer, q, size):
-        """Bounds of q.k over each page [B, Hq, pages]; if shared, group sums [B, Hkv, pages]."""
-        b, kv_heads, d = len(q), self.geometry.kv_heads, q.shape[-1]
-        grouped = wide(q).view(b, kv_heads, -1, d)
-        low = self.low[layer, :, :, :size].transpose(-1, -2)
-        high = self.high[layer, :, :, :size].transpose(-1, -2)
-        bound = grouped.clamp_min(0) @ wide(high) + grouped.clamp_max(0) @ wide(low)
-        return bound.sum(2) if self.shared else bound.flatten(1, 2)
+        least, most = low[row, :, page], high[row, :, page]
+        low[row, :, page] = torch.where(first, key, torch.minimum(least, key))
+        high[row, :, page] = torch.where(first, key, torch.maximum(most, key))

@@ -192,9 +192,9 @@ class Engine:
         tokens = torch.tensor(request.tokens[:length], device=device)
         watching = [m for m in self.methods if m.needs.observe]
 
-        def observe(layer, q_pre, q, lse, start):
+        def observe(layer, q_pre, q, keys, start):
             for method in watching:
-                method.observe(layer, slot, q_pre, q, lse, start)
+                method.observe(layer, slot, q_pre, q, keys, start)
 
         regime = self.model.regime(len(request.tokens) + request.max_new)
         hidden, q_pre, q = prefill(

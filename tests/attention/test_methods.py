@@ -15,6 +15,11 @@ from macbench.errors import MacbenchError
 #        fixed knobs and, last, one with values in rising order of cost)
 ROWS = {
     "full": ([], [{"passes": 1}, {"passes": 2}], {}),
+    "h2o": (
+        [{"budget": 0.3}, {"budget": 0.3, "normalise": True}],
+        [{"budget": 1.0}],
+        {"budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "mac": (
         [
             {"tau": 0.45, "K": 16, "r": 6},
@@ -31,6 +36,11 @@ ROWS = {
         [{"tokens": 1.0}, {"tokens": 1.0, "shared": False}],
         {"tokens": [0.1, 0.3, 0.6, 1.0]},
     ),
+    "pyramidkv": (
+        [{"budget": 0.4, "window": 4}, {"budget": 0.4, "window": 4, "ada": True}],
+        [{"budget": 1.0}, {"budget": 1.0, "ada": True}],
+        {"budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "quest": (
         [{"budget": 0.2, "dense_layers": d, "shared": s} for d in (0, 1) for s in (False, True)],
         [{"budget": 1.0}, {"budget": 1.0, "dense_layers": 0, "shared": True}],
@@ -41,7 +51,22 @@ ROWS = {
         [{"tokens": 1.0}],
         {"tokens": [0.6, 0.7, 0.9, 1.0]},
     ),
+    "snapkv": (
+        [
+            {"budget": 0.3, "window": 4},
+            {"budget": 0.3, "window": 4, "pool": "avg", "group": "max"},
+            {"budget": 0.3, "window": 4, "ada": True},
+            {"budget": 0.3, "window": 4, "recompress": 5},
+        ],
+        [{"budget": 1.0}, {"budget": 1.0, "ada": True}, {"budget": 1.0, "recompress": 4}],
+        {"window": 4, "budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "streaming_llm": ([{"budget": 0.3}], [{"budget": 1.0}], {"budget": [0.1, 0.3, 0.6, 1.0]}),
+    "tova": (
+        [{"budget": 0.3}, {"budget": 0.3, "per_kv_head": True}],
+        [{"budget": 1.0}],
+        {"budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
 }
 SAVING = [(name, knobs) for name, row in ROWS.items() for knobs in row[0]]
 WHOLE = [(name, knobs) for name, row in ROWS.items() for knobs in row[1]]
