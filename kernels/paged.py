@@ -60,6 +60,12 @@ def take(pool: Tensor, rows: Tensor, size: int) -> Tensor:
     return pool.reshape(-1, size * d).index_select(0, rows.reshape(-1)).view(b, heads, n * size, d)
 
 
+def take_tokens(pool: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
+    """What the pool holds at positions [B, H, n], H = Hkv or Hq -> [B, H, n, d]."""
+    rows = page_rows(table, tokens // PAGE, pool.shape[1]) * PAGE + tokens % PAGE
+    return take(pool, rows, 1)
+
+
 def logits(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     """q [B, Hq, d], keys [B, H, N, d] with H = Hkv or Hq -> scale * q.k as [B, H, Hq // H, N]."""
     b, heads = keys.shape[:2]
@@ -154,8 +160,8 @@ def attend_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The first counts [B, H] of the listed positions [B, H, n]."""
     listed = torch.arange(tokens.shape[2], device=k.device) < counts[..., None]
-    rows = page_rows(table, tokens // PAGE, k.shape[1]) * PAGE + tokens % PAGE
-    return attend(q, take(k, rows, 1), take(v, rows, 1), listed[:, :, None], scale)
+    keys, values = (take_tokens(pool, table, tokens) for pool in (k, v))
+    return attend(q, keys, values, listed[:, :, None], scale)
 
 
 def prefix_rows(

@@ -104,6 +104,15 @@ def parser() -> Parser:
     add.add_argument("what", choices=("attention", "decode"))
     add.add_argument("options", nargs="*", metavar="key=value")
 
+    add = command(
+        "train",
+        train,
+        "Make the adapter of model=smollm2-long, on a GPU; the same command continues.",
+        "macbench train out=results/local/train",
+        _train_options(),
+    )
+    add.add_argument("options", nargs="*", metavar="key=value")
+
     add = command("list", list_, "What there is to run.", "macbench list methods --json")
     add.add_argument("what", choices=("models", "tasks", "methods"))
     add.add_argument("--json", action="store_true", help="as JSON")
@@ -222,6 +231,31 @@ def _bench_options(what: str) -> str:
             f"{more[what]}\n",
         ]
     )
+
+
+def _train_options() -> str:
+    """The options of `train` with their defaults: its YAML without the first line."""
+    from importlib.resources import files
+
+    text = (files("macbench.conf") / "train" / "smollm2-long.yaml").read_text("utf-8")
+    lines = text.splitlines()[1:]
+    return "\n".join(
+        [
+            "\noptions and defaults (key=value; a share as shares.prose=0.2):",
+            *(f"  {line}" for line in lines),
+        ]
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    from macbench.experiments.long_context_adapter.train import main as train_all
+    from macbench.progress import Progress
+
+    progress = Progress()
+    try:
+        print(train_all(args.options, progress.note))
+    finally:
+        progress.stop()
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -128,7 +128,8 @@ def begin(bed: Bed, methods: Sequence[Method], rows: Rows) -> None:
     """Methods after a prefill that there was not: the queries that they keep of it are random."""
     case, g = bed.case, bed.geometry
     forks = views(bed.cache, rows, len(methods), case.batch, case.prompt)
-    keep = min(max(m.needs.prompt_queries for m in methods), case.prompt)
+    keep = max(max(m.needs.prompt_queries, int(m.needs.observe)) for m in methods)
+    keep = min(keep, case.prompt)
     draw = torch.Generator(g.device).manual_seed(case.seed + 1)
     for method in methods:
         method.check(g, case.length)
@@ -141,7 +142,11 @@ def begin(bed: Bed, methods: Sequence[Method], rows: Rows) -> None:
         ]
         prompt = Prompt(case.prompt, case.steps, case.prompt, slot, kept, kept)
         for layer in range(g.layers):
+            keys, _ = bed.cache.prompt(layer, slot, case.prompt)
             for method, fork in zip(methods, forks, strict=True):
+                if method.needs.observe:
+                    q = kept[layer]
+                    method.observe(layer, slot, q, q, keys, case.prompt - keep)
                 method.begin(layer, slot, prompt, fork)
         prompt.shared.clear()
 

@@ -60,6 +60,7 @@ def measured(*words: str) -> list[dict]:
         (["method=mac", "mac.tua=0.5"], "did you mean 'mac.tau'?"),
         (["method=mac", "mac.tau=2"], "must lie in [0, 1]"),
         (["mixed=true"], "at least two methods"),
+        (["method=snapkv/recompress"], "'snapkv/recompress' cannot be timed"),
         (["preset=mixd"], "did you mean 'mixed'?"),
     ],
 )
@@ -157,6 +158,21 @@ def test_bytes_of_the_cache_and_hits_by_hand():
 # -- a run with another timer --------------------------------------------------------------------
 
 
+def test_methods_that_evict_can_be_timed():
+    """Of the 300 tokens 18 are decoded steps."""
+    rows = measured("method=[snapkv,pyramidkv,h2o,tova]", "around=eager", "batch=2")
+    prompt = LENGTH - (rows[0]["n"] + time_decode.WARM)
+    assert [row["ok"] for row in rows] == [True] * 4
+    geometry = load(Source("tiny", "tiny-llama", init="random", dtype="float32")).geometry
+    token = geometry.token_bytes * geometry.kv_heads * geometry.layers * 2
+    kept = int(0.2 * prompt)
+    steps = range(time_decode.WARM + 1, time_decode.WARM + REPLAYS + 1)
+    grown = sum(steps) / len(steps)
+    assert rows[0]["cache_bytes"] == (kept + grown) * token
+    assert rows[2]["cache_bytes"] == rows[3]["cache_bytes"] == (kept + 1) * token
+    assert rows[2]["meta_bytes"] == 4 * (kept + 1) * geometry.kv_heads * geometry.layers * 2
+
+
 def test_a_run_counts_and_compares(tmp_path):
     words = [
         "batch=2",
@@ -178,6 +194,8 @@ def test_a_run_counts_and_compares(tmp_path):
     assert full["cache_bytes"] == 2 * seen * heads * geometry.token_bytes
     assert full["meta_bytes"] == 0 and full["hit"] is None
     assert full["floor_us"] == (full["weight_bytes"] + full["cache_bytes"]) / 1000
+    assert full["attention_floor_us"] == full["cache_bytes"] / 1000
+    assert full["vs_full"] == mac["vs_full"] == 1  # this timer's steps take equally long
     assert mac["meta_bytes"] > 0 and 0 <= mac["hit"] <= 1 and mac["hits"] == "measured"
     assert (full["rows"], mixed["rows"], mixed["n"]) == (2, 4, REPLAYS)
     after = time_decode.WARM + (REPLAYS - 1) / 2  # this timer's median

@@ -135,9 +135,9 @@ class Method:
         return 0
 
     def observe(
-        self, layer: int, slot: int, q_pre: Tensor, q: Tensor, lse: Tensor, start: int
+        self, layer: int, slot: int, q_pre: Tensor, q: Tensor, keys: Tensor, start: int
     ) -> None:
-        """A prefill chunk: q [T, Hq, d] at positions start..; keys [0, start + T) are cached."""
+        """A prefill chunk: q [T, Hq, d] at positions start..; keys [Hkv, start + T, d]."""
 
     def begin(self, layer: int, slot: int, prompt: Prompt, view: View) -> None:
         """After the exact prefill of one slot: build ring, page bounds, kept tokens …"""

@@ -13,7 +13,7 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
-from macbench.attention.select import group_mean, union
+from macbench.attention.select import best, shared_probability
 
 
 @dataclass
@@ -56,14 +56,9 @@ class OracleTopK(Method):
         kept = torch.minimum(self.kept, view.lens)
         scores = view.logits(layer, q)
         if self.shared:
-            # a masked key has probability 0, as has one that underflows: order it behind
-            scores = group_mean(scores.softmax(-1), kv_heads)
-            position = torch.arange(scores.shape[-1], device=q.device)
-            scores = scores.masked_fill(position >= view.lens[:, None, None], -1.0)
-        size = scores.shape[-1]
-        chosen = scores.topk(min(max(self.most), size), dim=-1).indices
-        counts = kept[:, None].expand(chosen.shape[:2])
-        loaded = union(chosen, counts, size, kv_heads).sum(-1)
+            scores = shared_probability(scores, view.lens, kv_heads)
+        counts = kept[:, None].expand(scores.shape[:2]).contiguous()
+        chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)
         trace.read(
             layer, view, head_tokens=kept[:, None], kv_tokens=(view.lens[:, None] + loaded) / 2
         )

@@ -22,8 +22,9 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
-from macbench.attention.select import union
-from macbench.kernels.paged import PAGE, wide
+from macbench.attention.pages import PageBounds, held
+from macbench.attention.select import best
+from macbench.kernels.paged import PAGE
 
 LEAST = 3  # pages, as in the authors' evaluation code
 
@@ -75,85 +76,61 @@ class Quest(Method):
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
-        pages = -(-max_tokens // PAGE)
-        shape = (geometry.layers, slots, geometry.kv_heads, pages, geometry.head_dim)
-        self.low = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
-        self.high = torch.zeros_like(self.low)
+        self.bounds = PageBounds(geometry, slots, max_tokens)
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.fuller = torch.zeros_like(self.kept)  # layers before this one have a page more
         self.most = [1] * slots  # in any layer
         self.even = [True] * slots  # the same in all layers
-        return 2 * self.low.numel() * self.low.itemsize // slots
+        shape = (geometry.layers, slots, geometry.kv_heads)
+        loaded = torch.zeros(shape, dtype=torch.int64, device=geometry.device)
+        self.now = {"loaded": loaded}  # pages, in the step that is running
+        return self.bounds.bytes // slots
 
     def begin(self, layer, slot, prompt, view):
         if layer == 0:
             pages = self.pages(self.geometry, prompt.original)
             if self.budget >= 1:
-                pages = [self.low.shape[3]] * self.geometry.layers
+                pages = [self.bounds.pages] * self.geometry.layers
             self.kept[slot], self.most[slot] = pages[-1], max(LEAST, *pages)
             self.even[slot] = pages[-1] == max(pages)
             self.fuller[slot] = 0 if self.even[slot] else len(pages) - pages.count(pages[-1])
         if layer < self.dense_layers:
             return
-        low, high = prompt.once(
-            ("page_bounds", layer), lambda: self._bounds(layer, slot, prompt, view)
-        )
-        self.low[layer, slot, :, : low.shape[1]] = low
-        self.high[layer, slot, :, : high.shape[1]] = high
-
-    @staticmethod
-    def _bounds(layer, slot, prompt, view):
-        keys, _ = view.prompt(layer, slot, prompt.length)  # [Hkv, N, d]
-        missing = -prompt.length % PAGE
-        pages = torch.nn.functional.pad(keys, (0, 0, 0, missing), value=torch.nan)
-        pages = pages.unflatten(1, (-1, PAGE))
-        low = pages.nan_to_num(torch.inf).amin(2)
-        return low, pages.nan_to_num(-torch.inf).amax(2)
+        self.bounds.start(layer, slot, prompt, view)
 
     def attend(self, layer, q_pre, q, view, trace):
-        lens = view.lens[:, None]
         if layer < self.dense_layers:
-            trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        self._update(layer, view)
-        held = (lens + PAGE - 1) // PAGE  # [B, 1] pages that hold tokens
-        size = -(-view.bound // PAGE)
-        scores = self._scores(layer, q, size)  # [B, H, pages]
-        page = torch.arange(size, device=q.device)
-        scores = scores.masked_fill(page >= held[..., None], -torch.inf)
-        scores = scores.masked_fill(page == held[..., None] - 1, torch.inf)
-        chosen = scores.topk(min(max(self.most), size), dim=-1).indices
-        kept = (self.kept + (self.fuller > layer))[:, None]
-        counts = torch.minimum(kept, held).expand(chosen.shape[:2])
-
-        kv_heads = self.geometry.kv_heads
-        empty = held * PAGE - lens  # the newest page is always chosen and may not be full
-        loaded = union(chosen, counts, size, kv_heads).sum(-1) * PAGE - empty
-        own = counts[:, :1] * PAGE - empty
-        bounds = held * self.geometry.token_bytes
-        trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=bounds)
+        scores = self.bounds.scores(layer, q, view, self.shared)  # [B, H, pages]
+        if layer == self.dense_layers:  # once a step, for all layers
+            counts = self._counts(view)[..., None]
+            self.now["counts"] = counts.expand(*counts.shape[:2], scores.shape[1]).contiguous()
+        g, counts = self.geometry, self.now["counts"][layer]
+        chosen, loaded = best(scores, counts, max(self.most), g.kv_heads, g.backend)
+        self.now["loaded"][layer] = loaded
         return view.exact(layer, q, pages=chosen, counts=counts)[0]
+
+    def _counts(self, view):
+        """Pages of a list, [layers, B]."""
+        layer = torch.arange(self.geometry.layers, device=view.lens.device)[:, None]
+        return torch.minimum(self.kept + (self.fuller > layer), held(view))
+
+    def settle(self, view, trace):
+        lens, pages = view.lens[:, None], held(view)[:, None]
+        empty = pages * PAGE - lens  # the newest page is always chosen and may not be full
+        layer = torch.arange(self.geometry.layers, device=lens.device)[:, None, None]
+        dense = layer < self.dense_layers
+        own = self._counts(view)[..., None] * PAGE - empty
+        trace.read(
+            slice(None),
+            view,
+            head_tokens=torch.where(dense, lens, own),
+            kv_tokens=torch.where(dense, lens, self.now["loaded"] * PAGE - empty),
+            meta_bytes=torch.where(dense, 0, pages * self.geometry.token_bytes),
+        )
 
     def lists(self, lens):
         g = self.geometry
         if not all(self.even):
             return None
         return Lists.upto(self.most, lens, PAGE, g.kv_heads if self.shared else g.q_heads)
-
-    def _update(self, layer, view):
-        """Let the newest token's key into its page's bounds."""
-        key = view.newest_key(layer)
-        row = torch.arange(len(key), device=key.device)
-        page, first = (view.lens - 1) // PAGE, ((view.lens - 1) % PAGE == 0)[:, None, None]
-        low, high = self.low[layer, row, :, page], self.high[layer, row, :, page]
-        self.low[layer, row, :, page] = torch.where(first, key, torch.minimum(low, key))
-        self.high[layer, row, :, page] = torch.where(first, key, torch.maximum(high, key))
-
-    def _scores(self, layer, q, size):
-        """Bounds of q.k over each page [B, Hq, pages]; if shared, group sums [B, Hkv, pages]."""
-        b, kv_heads, d = len(q), self.geometry.kv_heads, q.shape[-1]
-        grouped = wide(q).view(b, kv_heads, -1, d)
-        low = self.low[layer, :, :, :size].transpose(-1, -2)
-        high = self.high[layer, :, :, :size].transpose(-1, -2)
-        bound = grouped.clamp_min(0) @ wide(high) + grouped.clamp_max(0) @ wide(low)
-        return bound.sum(2) if self.shared else bound.flatten(1, 2)

@@ -200,10 +200,10 @@ class Engine:
         tokens = torch.tensor(request.tokens[:length], device=device)
         watching = [(m, method) for m, method in enumerate(self.methods) if method.needs.observe]
 
-        def observe(layer, q_pre, q, lse, start):
+        def observe(layer, q_pre, q, keys, start):
             for m, method in watching:
                 began = self._clock()
-                method.observe(layer, slot, q_pre, q, lse, start)
+                method.observe(layer, slot, q_pre, q, keys, start)
                 self.extra[m][slot] += self._clock() - began
 
         regime = self.model.regime(len(request.tokens) + request.max_new)

@@ -11,12 +11,11 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from macbench.engine.cache import PagedCache
-from macbench.kernels.paged import prefix_rows
 
 if TYPE_CHECKING:
     from macbench.models import Model
 
-Observe = Callable[[int, Tensor, Tensor, Tensor, int], None]  # layer, q_pre, q, lse, start
+Observe = Callable[[int, Tensor, Tensor, Tensor, int], None]  # layer, q_pre, q, keys, start
 
 
 def prefill(
@@ -48,10 +47,7 @@ def prefill(
         end = start + q.shape[1]
         keys, values = cache.prompt(layer, slot, end)
         if observe is not None:
-            position = torch.arange(start, end, device=q.device)
-            zero = torch.zeros_like(position)
-            lse = prefix_rows(q[0], keys, values, zero, position + 1, geometry.scale)[1]
-            observe(layer, q_pre[0], q[0], lse, start)
+            observe(layer, q_pre[0], q[0], keys, start)
         causal = (
             {"is_causal": True}
             if start == 0

@@ -96,6 +96,10 @@ class View:
         For controls that look at every key; a method must not call it.
         """
         scale, size = self.cache.geometry.scale, paged.PAGE
+        if self.kernels is not None:
+            from macbench.kernels.logits import logits
+
+            return logits(q, self.k[layer], self.table, self.lens, scale, self.bound)
         kv_heads = self.cache.geometry.kv_heads
         rows = paged.tail_rows(self.table, self.shared, self.tail, kv_heads)
         tail = paged.logits(q, paged.take(self.k[layer], rows, size), scale).flatten(1, 2)
@@ -105,6 +109,18 @@ class View:
         scores.scatter_(2, at[:, None].expand(-1, scores.shape[1], -1), tail)
         position = torch.arange(scores.shape[-1], device=q.device)
         return scores.masked_fill(position >= self.lens[:, None, None], -torch.inf)
+
+    def keys(self, layer: int, tokens: Tensor) -> Tensor:
+        """Keys at the listed positions [B, Hkv, n] -> [B, Hkv, n, d]."""
+        return paged.take_tokens(self.k[layer], self.table, tokens)
+
+    def weights(self, layer: int, q: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Probabilities of `exact` over the first counts [B, Hkv] of tokens [B, Hkv, n], for
+        methods that evict by them: [B, Hq, n], 0 beyond."""
+        scores = paged.logits(q, self.keys(layer, tokens), self.cache.geometry.scale)
+        listed = torch.arange(tokens.shape[2], device=q.device) < counts[..., None]
+        weights, total, _ = paged.softmax(scores, listed[:, :, None])
+        return (weights / total).flatten(1, 2)
 
     def exact(
         self,

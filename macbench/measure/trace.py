@@ -45,7 +45,8 @@ class Trace:
 
         head_tokens [B, Hq]: keys each query head attends freshly. kv_tokens [B, Hkv]: distinct
         tokens whose K and V a KV head loads (K or V alone counts half). meta_bytes [B, Hkv]:
-        persistent metadata read. Anything that broadcasts is accepted.
+        persistent metadata read, less what tokens take less than in the cache where they are
+        compressed. Anything that broadcasts is accepted.
         """
         self.add(layer, "head_tokens", head_tokens)
         self.add(layer, "kv_tokens", kv_tokens, heads="kv")

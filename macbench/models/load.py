@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from macbench.errors import MacbenchError
-from macbench.models import probe
+from macbench.models import lora, probe
 from macbench.models.adapter import Model
 from macbench.models.configs import CONFIGS
 from macbench.models.source import Place, Source, identity, locate
@@ -31,11 +31,19 @@ def load(source: Source) -> Model:
     device = pick_device(source.device)
     place = locate(source)
     config = _config(source, place)
+    weights = place.weights or (identity(place) if source.adapter else None)
+    adapter = None
+    if source.adapter:
+        adapter = lora.read(source.adapter)
+        lora.check_base(adapter, weights, source.name)
+        lora.adapt_config(config, adapter.about)
     probe.check(config, source.name)
     dtype = _dtype(source.dtype, config, device)
     tokenizer = _tokenizer(source, place)
     text = Text(tokenizer) if tokenizer else None
     if source.init == "random":
+        if adapter:
+            raise MacbenchError(f"model '{source.name}': random weights take no model.adapter.")
         lm = _random(config, source.seed, dtype, device)
         return Model(
             lm,
@@ -44,15 +52,26 @@ def load(source: Source) -> Model:
             text=text,
             notes=("random weights",),
         )
-    options = {} if device.type == "cpu" else {"device_map": str(device)}
-    lm = _read(source, place, "AutoModelForCausalLM", dtype=dtype, **options)
+    options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": str(device)}
+    notes = place.notes
+    if adapter:  # rounded once, after merging
+        lm = _read(
+            source, place, "AutoModelForCausalLM", dtype=torch.float32, config=config, **options
+        )
+        lora.merge(lm, adapter)
+        lm = lm.to(dtype)
+        weights = f"{weights}+sha256:{adapter.checksum}"
+        notes = (*notes, "adapter merged")
+    else:
+        lm = _read(source, place, "AutoModelForCausalLM", dtype=dtype, **options)
+        weights = weights or identity(place)
     return Model(
         lm,
         name=source.name,
-        weights=place.weights or identity(place),
+        weights=weights,
         text=text,
         stop_ids=_stop_ids(lm, tokenizer),
-        notes=place.notes,
+        notes=notes,
     )
 
 

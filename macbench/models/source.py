@@ -23,6 +23,7 @@ class Source:
     seed: int = 0  # of random weights
     dtype: str = "auto"  # float32 | bfloat16 | float16 | auto: float32 on a CPU, else as stored
     device: str = "auto"  # cpu | cuda | auto: cuda where there is one
+    adapter: str | None = None  # smollm2-long, or a file of `macbench train`: merged when loaded
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import naive
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,6 +168,14 @@ def allocate(method: Method, given: Problem) -> int:
     return method.allocate(given.geometry, len(given.sequences), longest + given.steps)
 
 
+def observe(method: Method, layer: int, slot: int, s: Tokens, chunk: int = 13) -> None:
+    """Show the prompt's queries and the keys up to them, a chunk at a time, as the prefill does."""
+    for at in range(0, s.length, chunk):
+        end = min(at + chunk, s.length)
+        q_pre, q = s.q_pre[layer, at:end], s.q[layer, at:end]
+        method.observe(layer, slot, q_pre, q, s.k[layer, :end].transpose(0, 1), at)
+
+
 def start(method: Method, given: Problem, view: View) -> Record:
     """Begin every slot and layer, as the engine does after the prefill."""
     geometry = given.geometry
@@ -176,6 +186,8 @@ def start(method: Method, given: Problem, view: View) -> Record:
             s.length, given.steps, s.length, s.key, list(s.q_pre[:, last]), list(s.q[:, last])
         )
         for layer in range(geometry.layers):
+            if method.needs.observe:
+                observe(method, layer, slot, s)
             method.begin(layer, slot, prompt, view)
     trace = Trace(
         geometry.layers, len(given.sequences), geometry.q_heads, geometry.kv_heads, geometry.device
@@ -213,3 +225,17 @@ def drive(method: Method, given: Problem, allocated: bool = False) -> Record:
     for at in range(given.steps):
         step(record, given, at)
     return record
+
+
+def assert_equals_naive(record, case, expected):
+    """expected(layer number, data, t) -> naive.Step, asked for in the order of t."""
+    for slot, sequence in enumerate(case.sequences):
+        for number in range(case.geometry.layers):
+            data = naive.layer(case, slot, number)
+            for at in range(case.steps):
+                want = expected(number, data, sequence.length + at)
+                got = record.out[at][number][slot].numpy()
+                np.testing.assert_allclose(got, np.array(want.out), atol=1e-10)
+                for name in ("head_tokens", "kv_tokens", "meta_bytes"):
+                    counts = record.counts[at][name][number, slot].numpy()
+                    np.testing.assert_array_equal(counts, getattr(want, name), name)

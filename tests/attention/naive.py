@@ -159,6 +159,20 @@ def quest(layer, t, pages, shared, page=16):
     return step
 
 
+def half(x):
+    return float(np.float16(np.float32(x)))  # torch rounds a double in two steps
+
+
+def restored(numbers, bits):
+    """A group after it was stored in `bits` bits with an fp16 scale and minimum."""
+    low = half(min(numbers))
+    scale = half((max(numbers) - low) / (2**bits - 1))
+    if scale == 0:
+        return [low] * len(numbers)
+    codes = [min(max(round((x - low) / scale), 0), 2**bits - 1) for x in numbers]
+    return [code * scale + low for code in codes]
+
+
 @dataclass
 class Row:
     """What MAC keeps of the query at one position, for one head."""

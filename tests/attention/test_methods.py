@@ -14,7 +14,29 @@ from macbench.errors import MacbenchError
 # name: (knobs of runs that save something, knobs of runs that must equal full,
 #        fixed knobs and, last, one with values in rising order of cost)
 ROWS = {
+    "double_sparsity": (
+        [
+            {"budget": 0.3, "dense_layers": 0, "group_factor": 2, "bits": 4},
+            {"budget": 0.6, "dense_layers": 0, "group_factor": 2, "bits": 16, "shared": True},
+            {"budget": 0.65, "dense_layers": 1, "group_factor": 1, "bits": 2},
+        ],
+        [{"budget": 1.0}, {"budget": 1.0, "dense_layers": 0, "bits": 16, "shared": True}],
+        {"dense_layers": 0, "budget": [0.1, 0.6, 0.8, 1.0]},
+    ),
     "full": ([], [{"passes": 1}, {"passes": 2}], {}),
+    "kivi": (
+        [
+            {"bits": 4, "group_size": 4, "residual": 8},
+            {"bits": 2, "group_size": 8, "residual": 16},
+        ],
+        [{"group_size": 4, "residual": 96}],
+        {"group_size": 4, "residual": 8, "bits": [2, 4, 8]},
+    ),
+    "h2o": (
+        [{"budget": 0.3}, {"budget": 0.3, "normalise": True}],
+        [{"budget": 1.0}],
+        {"budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "mac": (
         [
             {"tau": 0.45, "K": 16, "r": 6},
@@ -26,10 +48,23 @@ ROWS = {
         [{"tau": 1.0, "K": 16, "r": 6}, {"tau": 1.0, "amend": False}],
         {"K": 16, "r": 6, "tau": [0.0, 0.3, 0.5, 0.7, 1.0]},
     ),
+    "multipole": (
+        [
+            {"budget": b, "replacement": r, "per_cluster": 4, "interval": 8, "sink": 2}
+            for b, r in ((0.4, True), (0.9, True), (0.6, False))
+        ],
+        [{"budget": 1.0, "per_cluster": 4, "interval": 8, "sink": 2}, {"budget": 1.0}],
+        {"per_cluster": 8, "interval": 8, "sink": 2, "budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "oracle_topk": (
         [{"tokens": 0.3}, {"tokens": 0.3, "shared": False}],
         [{"tokens": 1.0}, {"tokens": 1.0, "shared": False}],
         {"tokens": [0.1, 0.3, 0.6, 1.0]},
+    ),
+    "pyramidkv": (
+        [{"budget": 0.4, "window": 4}, {"budget": 0.4, "window": 4, "ada": True}],
+        [{"budget": 1.0}, {"budget": 1.0, "ada": True}],
+        {"budget": [0.1, 0.3, 0.6, 1.0]},
     ),
     "quest": (
         [{"budget": 0.2, "dense_layers": d, "shared": s} for d in (0, 1) for s in (False, True)],
@@ -41,7 +76,45 @@ ROWS = {
         [{"tokens": 1.0}],
         {"tokens": [0.6, 0.7, 0.9, 1.0]},
     ),
+    "rocketkv": (
+        [
+            {"budget": 0.6, "window": 4, "kernel": 3},
+            {"budget": 0.4, "window": 2, "kernel": 5},
+            {"budget": 0.6, "window": 4, "kernel": 3, "dense_layers": 1},
+        ],
+        [{"budget": 1.0}],
+        {"window": 4, "kernel": 3, "budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
+    "snapkv": (
+        [
+            {"budget": 0.3, "window": 4},
+            {"budget": 0.3, "window": 4, "pool": "avg", "group": "max"},
+            {"budget": 0.3, "window": 4, "ada": True},
+            {"budget": 0.3, "window": 4, "recompress": 5},
+        ],
+        [{"budget": 1.0}, {"budget": 1.0, "ada": True}, {"budget": 1.0, "recompress": 4}],
+        {"window": 4, "budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
     "streaming_llm": ([{"budget": 0.3}], [{"budget": 1.0}], {"budget": [0.1, 0.3, 0.6, 1.0]}),
+    "tova": (
+        [{"budget": 0.3}, {"budget": 0.3, "per_kv_head": True}],
+        [{"budget": 1.0}],
+        {"budget": [0.1, 0.3, 0.6, 1.0]},
+    ),
+    "twilight": (
+        [
+            {"p": 0.8, "candidates": 32, "dense_layers": 0},
+            {"p": 0.8, "candidates": 32, "dense_layers": 1, "shared": True},
+            {"p": 0.9, "base": "all", "dense_layers": 0},
+            {"p": 0.9, "base": "all", "dense_layers": 0, "shared": True},
+        ],
+        [
+            {"p": 1.0},
+            {"p": 1.0, "dense_layers": 0},
+            {"p": 1.0, "dense_layers": 0, "base": "all", "shared": True},
+        ],
+        {"dense_layers": 0, "p": [0.3, 0.6, 0.9, 1.0]},
+    ),
 }
 SAVING = [(name, knobs) for name, row in ROWS.items() for knobs in row[0]]
 WHOLE = [(name, knobs) for name, row in ROWS.items() for knobs in row[1]]
@@ -98,7 +171,7 @@ def test_costs_are_reported_and_lie_within_the_context(name, knobs, lengths):
         assert (heads >= 1).all() and (heads <= seen).all()
         assert (kv <= seen).all()
         assert (kv >= heads.unflatten(-1, (2, 2)).amax(-1)).all()  # what a head sees is loaded
-        assert (counts["meta_bytes"] >= 0).all()
+        assert (kv * case.geometry.token_bytes + counts["meta_bytes"] > 0).all()
         assert all(value.isfinite().all() for value in counts.values())
 
 

@@ -5,31 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import naive
-import numpy as np
 import pytest
 import torch
-from harness import Problem, Tokens, allocate, drive, exact, problem
+from harness import Problem, Tokens, allocate, assert_equals_naive, drive, exact, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from macbench.attention import create
+from macbench.attention.pages import bound
 from macbench.errors import MacbenchError
-
-
-def assert_equals_naive(record, case, expected):
-    """expected(layer number, data, t) -> naive.Step"""
-    for slot, sequence in enumerate(case.sequences):
-        for number in range(case.geometry.layers):
-            data = naive.layer(case, slot, number)
-            for at in range(case.steps):
-                want = expected(number, data, sequence.length + at)
-                got = record.out[at][number][slot].numpy()
-                np.testing.assert_allclose(got, np.array(want.out), atol=1e-10)
-                for name in ("head_tokens", "kv_tokens", "meta_bytes"):
-                    counts = record.counts[at][name][number, slot].numpy()
-                    np.testing.assert_array_equal(counts, getattr(want, name), name)
-
 
 shapes = st.fixed_dictionaries(
     {
@@ -189,7 +174,8 @@ def test_the_quest_bound_holds_and_its_cost_is_a_token_per_page():
     method = create("quest", {"budget": 0.5, "dense_layers": 0})
     record = drive(method, case)
     t = 300 + case.steps
-    scores = method._scores(0, case.sequences[0].q[0, t - 1][None], -(-t // 16))[0]
+    low, high = (x[0, :, :, : -(-t // 16)] for x in (method.bounds.low, method.bounds.high))
+    scores = bound(case.sequences[0].q[0, t - 1][None], low, high)[0]
     logits = torch.einsum(
         "hd,thd->ht",
         case.sequences[0].q[0, t - 1],

@@ -1,0 +1,44 @@
+"""PyramidKV (Cai et al., arXiv 2406.02069): SnapKV with more tokens in low layers.
+
+With base = C - window, layers select from `max` in the first, in equal steps down, beside the
+window: min = base // beta, max = 2 base - min, step = (max - min) // (L - 1). Where max exceeds the
+N - window tokens there are, it is those, and min = 2 base - max; where N < 2 base, all select base.
+Whole steps make the mean a little larger than C: at C = 1311, window 8 and 32 layers, 1324.5.
+
+Read per KV head of layer l: C_l + g tokens. All else is SnapKV's, `ada` and `recompress` included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from macbench.attention.snapkv import SnapKV
+from macbench.errors import MacbenchError
+
+
+@dataclass
+class PyramidKV(SnapKV):
+    """beta: how much smaller than the mean the last layer's selection is; 1 is SnapKV."""
+
+    name: ClassVar[str] = "pyramidkv"
+    window: int = 8
+    beta: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 1:
+            raise MacbenchError(f"{self.name}.beta={self.beta}: use 1 (no pyramid) or more.")
+
+    def sizes(self, layers, length):
+        (mean,) = set(super().sizes(layers, length))
+        base = mean - self.window
+        if mean >= length or length < 2 * base or layers == 1:
+            return [mean] * layers
+        least = base // self.beta
+        most = 2 * base - least
+        if most >= length - self.window:
+            most = length - self.window
+            least = 2 * base - most
+        step = (most - least) // (layers - 1)
+        return [most - layer * step + self.window for layer in range(layers)]

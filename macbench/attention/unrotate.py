@@ -1,0 +1,40 @@
+"""The inverse of a model's rotary embedding: cached keys as they were before it.
+
+A model gives no more than `rotate(x, positions)`; which channels it turns together and by how much
+is read off what it does to a few vectors, so any layout of pairs, channels that are not turned and
+a scaling of cos and sin are inverted alike. Rows in a model's second regime of frequencies
+(longrope) are turned back by those of the first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from macbench.attention.base import Geometry
+from macbench.kernels.paged import wide
+
+
+class Unrotate:
+    def __init__(self, geometry: Geometry):
+        d, self.rotate = geometry.head_dim, geometry.rotate
+        exact = torch.promote_types(geometry.dtype, torch.float32)
+        unit = torch.eye(d, dtype=exact, device=geometry.device)
+        turned = self.rotate(unit[None], torch.ones(1, dtype=torch.int64, device=unit.device))[0]
+        aside = (turned * (1 - unit)).abs()  # [d, d]: where a unit vector goes, beside itself
+        channel = torch.arange(d, device=unit.device)
+        self.partner = torch.where(aside.amax(-1) > 0, aside.argmax(-1), channel)
+        self.first = channel.minimum(self.partner)
+        self.second = channel.maximum(self.partner)
+        self.probe = (channel <= self.partner).to(exact)  # the first of every pair, which goes …
+        self.sign = torch.where(channel < self.partner, 1, -1) * (channel != self.partner)
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [..., n, d], rotated at positions that broadcast to [..., n] -> what it was (fp32)."""
+        flat = positions.flatten()
+        turned = self.rotate(self.probe.expand(len(flat), 1, -1), flat)
+        turned = turned.view(*positions.shape, -1)
+        cos, sin = turned[..., self.first], turned[..., self.second]  # … to cos of it and sin
+        sin = sin * self.sign
+        x = wide(x)
+        return (cos * x + sin * x[..., self.partner]) / (cos.square() + sin.square())

@@ -1,0 +1,176 @@
+"""Rows: whole, with what is learnt marked where it is, and the same for the same seed."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macbench.experiments.long_context_adapter.draw import FIRST, LAST, Draw
+from macbench.experiments.long_context_adapter.lessons import retrieval
+from macbench.experiments.long_context_adapter.lessons.base import Lesson, Turn
+from macbench.experiments.long_context_adapter.rows import KINDS, MAKERS, PLAIN, positions
+from macbench.experiments.long_context_adapter.supply import Order, Supply, gather
+
+SCHEDULE = [[0.5, [512], [1.0]], [1.0, [1024], [1.0]]]
+
+
+@given(st.integers(), st.integers(16, 600), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_positions_rise_and_stay_below_the_span(seed, length, share):
+    made = positions(Draw(str(seed)), length, share, (700, 1400))
+    assert made[0] == 0 and (np.diff(made) >= 1).all()
+    assert made[-1] < 1400 and (np.diff(made) > 1).sum() <= 8
+    if share == 0:
+        assert made.tolist() == list(range(length))
+
+
+def test_a_lesson_word_by_word(writer):
+    lesson = Lesson(
+        "x", (Turn("Ask", "It is", ((" 12", "answer"),)), Turn("And?", "", (("No.", "text"),)))
+    )
+    pieces = writer.framed(lesson)
+    assert "".join(text for text, _ in pieces) == (
+        "<|s|>system\nBe brief.<|e|>\n<|s|>user\nAsk<|e|>\n<|s|>assistant\nIt is 12<|e|>"
+        "\n<|s|>user\nAnd?<|e|>\n<|s|>assistant\nNo.<|e|>"
+    )
+    assert [text for text, name in pieces if name == "answer"] == [" 12"]
+    assert [text for text, name in pieces if name == "text"] == ["<|e|>", "No.", "<|e|>"]
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, PLAIN])
+def test_rows_of_each_kind(writer, kind):
+    learnt = 0
+    for seed in range(4):
+        row = writer.row(Draw(f"{kind}/{seed}"), 2048, kind)
+        learnt += (row.learnt == 1).any()
+        assert row.tokens.shape == (2049,)
+        assert row.positions.shape == row.learnt.shape == row.span.shape == (2048,)
+        assert ((row.span > 0) == (row.learnt == 1)).all()
+        again = writer.row(Draw(f"{kind}/{seed}"), 2048, kind)
+        assert (row.tokens == again.tokens).all() and (row.positions == again.positions).all()
+        if kind == PLAIN:
+            assert (row.learnt == 2).all()
+    assert learnt == 0 if kind == PLAIN else learnt >= 2
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "tracing", "documents", "coded", "repeated"])
+def test_answers_are_in_the_text_before_them(writer, kind):
+    """Every answer can be read off the text: nothing is to be guessed."""
+    for seed in range(12):
+        seen = ""
+        for text, name in writer.pieces(Draw(f"{kind}-{seed}"), kind, 1500):
+            if name == "answer":
+                for part in text.replace(" and ", " ").replace(",", " ").split():
+                    assert part.strip(".;:") in seen or part.strip(".").isdigit(), (text, seed)
+            seen += text
+
+
+def test_every_value_of_a_key_is_asked_for(writer):
+    """With several values a key, the answer holds all of them, in the order of the text."""
+    checked = 0
+    for seed in range(60):
+        lesson = MAKERS["retrieval"](Draw(f"values-{seed}"), writer.size, 1500)
+        first = lesson.turns[0]
+        answer = first.reply[-1][0]
+        numbers = [w.strip(",.;") for w in answer.split() if w.strip(",.;").isdigit()]
+        if len(numbers) < 3 or len(numbers[0]) < 4 or len(lesson.turns) == 1:
+            continue
+        places = [first.ask.find(number) for number in numbers]
+        assert min(places) >= 0
+        checked += 1
+    assert checked > 3
+
+
+def test_most_frequent_words_are_the_answer(writer):
+    checked = 0
+    for seed in range(20):
+        turn = MAKERS["coded"](Draw(f"coded-{seed}"), writer.size, 1500).turns[0]
+        answer = turn.reply[-1][0].replace(" and ", " ").replace(",", " ").split()
+        answer = [word for word in answer if word.isalpha()]
+        text = max(turn.ask.split("\n"), key=len).split()
+        counts = {word: text.count(word) for word in text if word.isalpha()}
+        ranked = sorted(counts.values(), reverse=True)
+        assert [counts[word] for word in answer] == ranked[: len(answer)]
+        checked += len(answer) > 1
+    assert checked == 20
+
+
+def test_letters_are_balanced(writer):
+    letters = []
+    for seed in range(80):
+        lesson = MAKERS["choices"](Draw(f"choice-{seed}"), writer.size, 1800)
+        for turn in lesson.turns:
+            reply = "".join(text for text, _ in turn.reply)
+            letters += [letter for letter in "ABCD" if f"({letter})" in reply or reply == letter]
+    shares = [letters.count(letter) / len(letters) for letter in "ABCD"]
+    assert len(letters) > 150 and min(shares) > 0.17 and max(shares) < 0.33, shares
+
+
+def test_writing_has_every_section_and_event(writer):
+    for seed in range(6):
+        lesson = MAKERS["writing"](Draw(f"w-{seed}"), writer.size, 6000)
+        (turn,) = lesson.turns
+        text = turn.ask.rpartition("\n")[2] + "".join(part for part, _ in turn.reply)
+        ask = turn.ask
+        least = int(ask.split(" words or more")[0].split()[-1])
+        sections = text.split("\n\n")
+        assert len(sections) > 10
+        bodies = [s.partition("\n")[2] or s for s in sections[1:-1]]
+        assert min(len(body.split()) for body in bodies) >= least
+        assert ask.split("close with '")[1].split("'")[0] == turn.reply[-1][0]
+
+
+def test_batches_follow_the_seed_the_step_and_the_schedule(spec):
+    order = Order(4, 2048, SCHEDULE)
+    one, two = Supply(spec, order), Supply(spec, order)
+    two.batch(0)  # what was made before does not matter
+    for step, length in ((1, 512), (3, 1024)):
+        a, b = one.batch(step), two.batch(step)
+        assert a.tokens.shape == (2048 // length, length)
+        assert (a.tokens == b.tokens).all() and (a.places == b.places).all()
+    assert (one.batch(0).tokens != one.batch(1).tokens).any()
+
+
+def test_a_batch_points_at_what_follows(writer):
+    rows = [writer.row(Draw(f"g{i}"), 2048, "retrieval") for i in range(3)]
+    batch = gather(rows)
+    for place, target, answer, span in zip(
+        batch.places, batch.targets, batch.answer, batch.span, strict=True
+    ):
+        row, at = divmod(int(place), 2048)
+        assert target == rows[row].tokens[at + 1]
+        assert answer == (rows[row].learnt[at] == 1) and (span > 0) == answer
+    assert len(batch.places) == sum(int((row.learnt > 0).sum()) for row in rows)
+    count = sum(len(set(row.span.tolist()) - {0}) for row in rows)
+    assert len(set(batch.span.tolist()) - {0}) == count  # no two answers share a number
+    assert batch.weight[batch.answer].sum() == pytest.approx(1, abs=1e-4)
+    assert batch.weight[~batch.answer].sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_kinds_are_drawn_by_their_shares(writer):
+    draw = Draw("shares")
+    kinds = [writer.kind(draw, 1000) for _ in range(4000)]
+    assert set(kinds) == set(KINDS) - {"own"}  # there are no own chats here
+    assert all(kinds.count(kind) > 350 for kind in set(kinds))
+
+
+def test_a_key_has_no_value_but_its_own(writer, monkeypatch):
+    """With few possible keys, no other needle is about one that is asked for."""
+    monkeypatch.setattr(retrieval, "KEYS", ("name",))
+    name = re.compile(f"(?:{FIRST.replace(' ', '|')}) (?:{LAST.replace(' ', '|')})")
+    checked = 0
+    for seed in range(60):
+        first, *others = MAKERS["retrieval"](Draw(f"crowd-{seed}"), writer.size, 9000).turns
+        lines = first.ask.splitlines()
+        for turn in others:  # their questions do not stand in the text
+            said = turn.reply[-1][0]
+            for key in name.findall(turn.ask):
+                for line in (line for line in lines if key in line):
+                    values = [word.strip(".,;:[]|") for word in line.replace(key, "").split()]
+                    assert any(len(v) > 3 and v in said for v in values), (key, line, said)
+                    checked += len(lines) > 100
+    assert checked > 50
