@@ -70,6 +70,16 @@ class DoubleSparsity(Method):
         sparse = self._label_bytes(geometry) / geometry.token_bytes + LEAST / length
         return min(1.0, dense + (1 - dense) * sparse)
 
+    def granule(self, geometry, length):
+        return (1 - self._dense(geometry)) / length
+
+    def predicted(self, geometry, length, tokens):
+        """Where a group's heads agree, as with `shared`; else no less."""
+        dense = self._dense(geometry)
+        kept = tokens if self.budget >= 1 else min(self.tokens(geometry, length), tokens)
+        sparse = self._label_bytes(geometry) / geometry.token_bytes + kept / tokens
+        return dense + (1 - dense) * sparse
+
     def tokens(self, geometry, length: int) -> int:
         """T that gives `budget` at this context length."""
         dense = self._dense(geometry)

@@ -6,11 +6,12 @@ softmax summed down its columns, then every decode step's), averaged over the gr
 Half of C tokens are the most recent ones, half those of highest score; after each decode step the
 token of lowest score outside the recent ones is dropped for good.
 
-Read per KV head: C + 1 tokens and 4 bytes of score for each, C = budget * N, frozen at the prompt's
-length N. Differs from the authors' code: KV heads are never repeated; the prompt's column sums are
-exact at any length, block by block beside the prefill (about one more Q K^T of it) instead of from
-a matrix of N x N; ties keep the lower position. normalise=true, not the authors', divides a score
-by the number of queries that could see the token: sums favour early ones.
+Read per KV head: C + 1 tokens and 4 bytes of score for each; C tokens with their scores are worth
+budget * N tokens, frozen at the prompt's length N. Differs from the authors' code: KV heads are
+never repeated; the prompt's column sums are exact at any length, block by block beside the prefill
+(about one more Q K^T of it) instead of from a matrix of N x N; ties keep the lower position.
+normalise=true, not the authors', divides a score by the number of queries that could see the token:
+sums favour early ones.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class H2O(Method):
     """budget: share of the prompt's tokens kept, half of them heavy, half recent."""
 
     name: ClassVar[str] = "h2o"
+    version: ClassVar[int] = 2  # 2: the scores are part of the budget
     budget: float = 0.2
     normalise: bool = False
 
@@ -41,16 +43,30 @@ class H2O(Method):
         check_share("h2o.budget", self.budget)
         self.needs = Needs(observe=self.budget < 1)
 
-    def size(self, length: int) -> int:
-        """Tokens kept of a prompt of this length."""
-        return max(int(self.budget * length), 2)
+    def size(self, geometry, length: int) -> int:
+        """Tokens kept of a prompt of this length, their scores paid for."""
+        if self.budget >= 1:
+            return length
+        return max(int(self.budget * length / self._each(geometry)), 2)
+
+    def _each(self, geometry) -> float:
+        """A token with its score, in tokens' worth of bytes."""
+        return 1 + SCORE / geometry.token_bytes
 
     def floor(self, geometry, length):
-        return min(1.0, 3 / length * (1 + SCORE / geometry.token_bytes))
+        return min(1.0, 3 / length * self._each(geometry))
+
+    def granule(self, geometry, length):
+        return self._each(geometry) / length
+
+    def predicted(self, geometry, length, tokens):
+        if self.budget >= 1:
+            return 1.0
+        return min(self.size(geometry, length) + 1, tokens) / tokens * self._each(geometry)
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
-        most = min(self.size(max_tokens) + 1, max_tokens)
+        most = min(self.size(geometry, max_tokens) + 1, max_tokens)
         self.kept = Kept(geometry, slots, geometry.kv_heads, most)
         self.most = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.recent = torch.ones(slots, dtype=torch.int64, device=geometry.device)
@@ -76,7 +92,7 @@ class H2O(Method):
         return scores.masked_fill(tokens >= seen - recent, torch.inf)
 
     def begin(self, layer, slot, prompt, view):
-        length, most = prompt.length, self.size(prompt.original)
+        length, most = prompt.length, self.size(self.geometry, prompt.original)
         if self.budget >= 1:
             most = length + prompt.max_new
         tokens = torch.arange(length, device=view.lens.device)

@@ -53,6 +53,19 @@ class Kivi(Method):
                 f"kivi.bits={self.bits} fill whole bytes of them."
             )
 
+    def floor(self, geometry, length):
+        return self.predicted(geometry, length, length)
+
+    def predicted(self, geometry, length, tokens):
+        keys, values = self._packed(torch.tensor(tokens - 1))
+        saved = (keys + values).item() * self._saved(geometry)
+        return 1 - saved / (tokens * geometry.token_bytes)
+
+    def _saved(self, geometry) -> int:
+        """Bytes that a quantised K or V of one token takes less."""
+        d = geometry.head_dim
+        return d * geometry.dtype.itemsize - d * self.bits // 8 - 4 * d // self.group_size
+
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
         d, tokens = geometry.head_dim, -(-max_tokens // self.residual) * self.residual
@@ -102,9 +115,7 @@ class Kivi(Method):
         step until the next one is full, and comes out the same: shapes do not depend on lengths."""
         g, lens = self.geometry, view.lens
         keys, values = self._packed(lens - 1)
-        size = g.head_dim * g.dtype.itemsize
-        packed = g.head_dim * self.bits // 8 + 4 * g.head_dim // self.group_size
-        saved = ((keys + values) * (size - packed))[:, None]
+        saved = ((keys + values) * self._saved(g))[:, None]
         trace.read(
             slice(None),
             view,

@@ -30,6 +30,10 @@ class PyramidKV(SnapKV):
         if self.beta < 1:
             raise MacbenchError(f"{self.name}.beta={self.beta}: use 1 (no pyramid) or more.")
 
+    def granule(self, geometry, length):
+        """A token a layer, and what whole steps may add to their mean."""
+        return (1 + geometry.layers / 2) / length
+
     def sizes(self, layers, length):
         (mean,) = set(super().sizes(layers, length))
         base = mean - self.window

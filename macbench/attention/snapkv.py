@@ -77,6 +77,15 @@ class SnapKV(Method):
         least = replace(self, budget=1e-9).sizes(geometry.layers, length)
         return sum(min(size, length) for size in least) / (geometry.layers * length)
 
+    def predicted(self, geometry, length, tokens):
+        """With `ada` but for rounding; with `recompress` of the first step only."""
+        if self.budget >= 1:
+            return 1.0
+        if self.recompress and tokens > length + 1:
+            return None
+        first = sum(min(size, length) for size in self.sizes(geometry.layers, length))
+        return (first / geometry.layers + tokens - length) / tokens
+
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
         self.kept = Kept(geometry, slots, geometry.kv_heads, max_tokens)

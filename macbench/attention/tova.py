@@ -38,6 +38,10 @@ class TOVA(Method):
     def floor(self, geometry, length):
         return min(1.0, 2 / length)
 
+    def predicted(self, geometry, length, tokens):
+        most = max(int(self.budget * length), 1)
+        return 1.0 if self.budget >= 1 else min(most + 1, tokens) / tokens
+
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
         heads = geometry.kv_heads if self.per_kv_head else 1

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from macbench.attention import METHODS, Geometry, create
 
-GROUPED = {"quest": {"shared": True}, "oracle_topk": {"shared": True}}  # else a union of lists
+# else a union of lists, or keys that fill no byte
+GROUPED = {
+    "quest": {"shared": True},
+    "oracle_topk": {"shared": True},
+    "double_sparsity": {"shared": True, "bits": 16},
+}
 
 
 def asked(name, share):
@@ -127,3 +132,25 @@ def test_the_floor_of_mac_is_its_ring_and_band(knobs, percent):
     found = method.floor(geometry(30, 3, 3, 64), 8192)
     assert found == pytest.approx(by_hand / (8192 * 256))
     assert 100 * found == pytest.approx(percent, abs=0.05)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 40, 57])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_kivi_reads_what_its_bits_say(tokens, bits):
+    """It has no budget: bytes follow from the bits, at any length."""
+    case = problem(lengths=(tokens,), steps=12)
+    method = create("kivi", {"bits": bits, "group_size": 4, "residual": 8})
+    for at, counts in enumerate(drive(method, case).counts):
+        read = counts["kv_tokens"] * case.geometry.token_bytes + counts["meta_bytes"]
+        whole = 2 * 2 * (tokens + at + 1) * case.geometry.token_bytes
+        formula = method.predicted(case.geometry, tokens, tokens + at + 1)
+        assert read.sum().item() / whole == pytest.approx(formula, rel=1e-12)
+
+
+def test_the_pyramid_s_sizes_are_the_published_example():
+    """C = 1311, window 8, 32 layers: from 2549 tokens in the first to 100, 1324.5 on average."""
+    method = create("pyramidkv", {"budget": 1311 / 131072})
+    shape = geometry(32, 8, 4, 128)
+    assert method.predicted(shape, 131072, 131072) * 131072 == pytest.approx(1324.5)
+    grown = method.predicted(shape, 131072, 131172) * 131172
+    assert grown == pytest.approx(1424.5)
