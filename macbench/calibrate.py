@@ -3,7 +3,7 @@
 MAC: tau and K. Held-out samples are decoded once by full attention with MAC's ring in shadow
 (`macbench.shadow`), bisection finds the strictest tau for every ring size, and of the ring sizes
 the one that allows the strictest is taken: its ring costs bytes, too. Other methods: their own
-budget knob, which where heads choose for themselves says less than is read.
+budget knob, which where heads choose for themselves says less than is read, or Twilight's p.
 
 Then the method itself runs on the same samples, and where it reads something else (MAC's answers
 and queries drift, heads disagree), the aim is moved; the run that came nearest is kept.
@@ -81,9 +81,9 @@ def read_words(words: Sequence[str]) -> tuple[Asked, RunConfig]:
 def _check_method(config: RunConfig, own: dict[str, str]) -> None:
     """Refuse what cannot be solved for."""
     first = config.cells[0]
-    solved = "tau" if first.name == "mac" else "budget"
-    if len({spec.name for spec in config.cells}) > 1 or solved not in first.knobs:
-        raise MacbenchError("calibrate one method: mac, or another that takes a budget.")
+    solved = "tau" if first.name == "mac" else _knob(first.knobs)
+    if len({spec.name for spec in config.cells}) > 1 or solved is None:
+        raise MacbenchError("calibrate one method: mac, or another that takes a budget or p.")
     if f"{first.name}.{solved}" in own:
         raise MacbenchError(f"{first.name}.{solved} is what calibrate solves for; leave it out.")
     if len({str({**spec.knobs, "K": 0}) for spec in config.cells}) > 1:
@@ -94,6 +94,11 @@ def _check_method(config: RunConfig, own: dict[str, str]) -> None:
         raise MacbenchError("calibrate predicts match=nearest without max_chain only.")
     if first.name != "mac" and own.get("per", "global") != "global":
         raise MacbenchError(f"per={own['per']} is for mac: {first.name} has one budget.")
+
+
+def _knob(knobs: dict[str, Any]) -> str | None:
+    """What a method's bytes rise with."""
+    return next((knob for knob in ("budget", "p") if knob in knobs), None)
 
 
 @dataclass
@@ -142,7 +147,7 @@ class Proposal:
     """Knobs that should read the budget that was aimed at."""
 
     knobs: dict[str, Any]
-    predicted: float
+    predicted: float | None
     told: str
 
 
@@ -190,26 +195,28 @@ def _proposal(knobs: dict[str, Any], choice: Choice) -> Proposal:
     return Proposal(solved, choice.predicted, told)
 
 
-def knob_solver(held: HeldOut) -> Callable[[float], Proposal | None]:
-    """The method's own budget knob, from its floor on."""
+def knob_solver(held: HeldOut, knob: str) -> Callable[[float], Proposal | None]:
+    """The method's own knob; a budget from its floor on."""
     spec = held.config.cells[0]
     tokens = max(group.tokens for group in held.groups)
     floor = create(spec.name, spec.knobs).floor(held.model.geometry, tokens) or 0.0
 
-    def solve(budget: float) -> Proposal | None:
-        if not floor <= budget <= 1:
+    def solve(value: float) -> Proposal | None:
+        if knob == "budget" and not floor <= value <= 1:
             return None
-        return Proposal({**spec.knobs, "budget": budget}, budget, f"budget={budget:.4f}")
+        value = min(max(value, 0.01), 1.0)
+        predicted = value if knob == "budget" else None
+        return Proposal({**spec.knobs, knob: value}, predicted, f"{knob}={value:.4f}")
 
     return solve
 
 
-def next_aim(budget: float, tried: Sequence[tuple[float, float]]) -> float:
-    """What to aim at after these (aim, read): the budget; then by as much more or less as was read
+def next_aim(budget: float, tried: Sequence[tuple[float, float]], first: float) -> float:
+    """What to aim at after these (aim, read): at `first`; then by as much more or less as was read
     less or more; and once both sides are known between them. A method that derails may read less
     for a higher aim, so no slope is trusted."""
     if not tried:
-        return budget
+        return first
     low = max(((aim, read) for aim, read in tried if read <= budget), default=None)
     high = min(((aim, read) for aim, read in tried if read > budget), default=None)
     if low and high and low[0] < high[0]:
@@ -217,6 +224,12 @@ def next_aim(budget: float, tried: Sequence[tuple[float, float]]) -> float:
         return low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
     aim, read = tried[-1]
     return aim + budget - read
+
+
+def told(predicted: float | None, read: float) -> str:
+    """Such as "predicted 20.0 %, checked by a run 20.3 % of full attention's bytes"."""
+    before = "" if predicted is None else f"predicted {100 * predicted:.1f} %, "
+    return f"{before}checked by a run {100 * read:.1f} % of full attention's bytes"
 
 
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
@@ -227,15 +240,16 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
     if not groups:
         raise MacbenchError("none of these tasks can be made at this length; ask for a longer one.")
     held, name = HeldOut(config, model, groups, backend, progress), config.cells[0].name
-    solve = mac_solver(asked, held) if name == "mac" else knob_solver(held)
+    knobs = config.cells[0].knobs
+    knob = "budget" if name == "mac" else _knob(knobs)
+    assert knob is not None  # `read_words` has seen to it
+    first = asked.budget if knob == "budget" else knobs[knob]
+    solve = mac_solver(asked, held) if name == "mac" else knob_solver(held, knob)
     tried: list[tuple[float, float]] = []  # what was aimed at and read
     proposals: list[Proposal] = []
-    while len(tried) < TRIES and (proposal := solve(aim := next_aim(asked.budget, tried))):
+    while len(tried) < TRIES and (proposal := solve(aim := next_aim(asked.budget, tried, first))):
         read = held.read(name, proposal.knobs)
-        progress.note(
-            f"{proposal.told}: predicted {100 * proposal.predicted:.1f} %, checked by a run "
-            f"{100 * read:.1f} % of full attention's bytes"
-        )
+        progress.note(f"{proposal.told}: {told(proposal.predicted, read)}")
         tried.append((aim, read))
         proposals.append(proposal)
         if abs(read - asked.budget) <= CLOSE * asked.budget:
@@ -248,7 +262,7 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
         method=name,
         knobs=proposals[best].knobs,
         budget=asked.budget,
-        predicted=round(proposals[best].predicted, 6),
+        predicted=proposals[best].predicted,
         checked=round(tried[best][1], 6),
         per=asked.per,
         model=model.name,

@@ -14,7 +14,7 @@ import yaml
 from macbench.checks import check_types
 from macbench.errors import MacbenchError
 
-SOLVED = ("tau", "K", "budget")  # knobs that follow from the budget
+SOLVED = ("tau", "K", "budget", "p")  # knobs that follow from the budget
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Calibration:
     method: str
     knobs: dict[str, Any]  # all of the method's
     budget: float  # asked for
-    predicted: float  # by the dense pass
+    predicted: float | None  # by the dense pass, or by the knob
     checked: float  # by a run on the same samples
     per: str  # "global" or "layer"
     model: str

@@ -89,7 +89,7 @@ def parser() -> Parser:
         "length=4k out=results/local/matched",
         "\nown options: budget=SHARE out=FILE per=global|layer (one tau, or one per layer); all "
         "others as of `macbench run`, seed=4242 where none is given. method=quest and others that "
-        "take a budget: theirs is moved until it is what they read.",
+        "take a budget, and twilight's p: moved until the share is what they read.",
     )
     add.add_argument("options", nargs="*", metavar="key=value")
 
@@ -292,7 +292,7 @@ def run(args: argparse.Namespace) -> int:
 
 def calibrate(args: argparse.Namespace) -> None:
     from macbench.calibrate import calibrate as solve
-    from macbench.calibrate import read_words
+    from macbench.calibrate import read_words, told
     from macbench.progress import Progress
 
     asked, config = read_words(args.options)
@@ -302,8 +302,7 @@ def calibrate(args: argparse.Namespace) -> None:
     finally:
         progress.stop()
     print(
-        f"asked {100 * found.budget:g} %, predicted {100 * found.predicted:.1f} %, checked by a "
-        f"run {100 * found.checked:.1f} % of full attention's bytes\n"
+        f"asked {100 * found.budget:g} %, {told(found.predicted, found.checked)}\n"
         f"{asked.out}: macbench run 'method=[full,{found.method}@{asked.out}]' …"
     )
 

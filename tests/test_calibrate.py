@@ -153,12 +153,12 @@ def test_a_layer_that_cannot_read_so_little_takes_its_least_and_the_others_the_r
 
 
 def test_the_aim_moves_by_the_error_and_then_between_both_sides():
-    assert next_aim(0.4, []) == 0.4
-    assert next_aim(0.4, [(0.4, 0.34)]) == pytest.approx(0.46)
-    assert next_aim(0.4, [(0.4, 0.34), (0.46, 0.28)]) == pytest.approx(0.58)  # less for more
+    assert next_aim(0.4, [], 0.4) == 0.4
+    assert next_aim(0.4, [(0.4, 0.34)], 0.4) == pytest.approx(0.46)
+    assert next_aim(0.4, [(0.4, 0.34), (0.46, 0.28)], 0.4) == pytest.approx(0.58)  # less for more
     both = [(0.4, 0.34), (0.46, 0.28), (0.58, 0.52)]
-    assert next_aim(0.4, both) == pytest.approx(0.52)  # half-way from 0.28 to 0.52
-    assert next_aim(0.4, [(0.4, 0.39), (0.41, 0.9)]) == pytest.approx(0.401)
+    assert next_aim(0.4, both, 0.4) == pytest.approx(0.52)  # half-way from 0.28 to 0.52
+    assert next_aim(0.4, [(0.4, 0.39), (0.41, 0.9)], 0.4) == pytest.approx(0.401)
 
 
 @given(st.floats(0.1, 0.9), st.floats(0.5, 2), st.floats(-0.2, 0.2), st.floats(0, 0.3))
@@ -168,7 +168,7 @@ def test_the_aim_finds_what_reads_the_budget(budget, slope, offset, bend):
 
     tried = []
     for _ in range(12):
-        aim = next_aim(budget, tried)
+        aim = next_aim(budget, tried, budget)
         tried.append((aim, read(aim)))
     assert min(abs(r - budget) for _, r in tried) < 0.02
 
@@ -181,7 +181,10 @@ def test_the_aim_finds_what_reads_the_budget(budget, slope, offset, bend):
         (["budget=20", "out=x"], "budget=20 must be a share"),
         (["budget=a", "out=x"], "budget=a must be a share"),
         (["budget=0.2", "out=x", "per=head"], "per=head: choose global or layer"),
-        (["budget=0.2", "out=x", "method=full"], "one method: mac, or another that takes a budget"),
+        (
+            ["budget=0.2", "out=x", "method=full"],
+            "one method: mac, or another that takes a budget or p",
+        ),
         (["budget=0.2", "out=x", "method=[mac,quest]"], "one method"),
         (["budget=0.2", "out=x", "method=quest", "quest.budget=0.2"], "quest.budget is what"),
         (["budget=0.2", "out=x", "method=quest", "per=layer"], "per=layer is for mac"),
@@ -250,6 +253,15 @@ def test_heads_that_disagree_are_allowed_for(tiny, tmp_path, capsys):
     (found,) = [r for r in csv.DictReader(io.StringIO(table(store.read(out), "csv"))) if r["p"]]
     assert found["method"] == "quest dense_layers=0" and found["asked"] == "0.5"
     assert float(found["byte_budget"]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_outcome_of_p_is_calibrated_by_running(tiny, tmp_path):
+    file = tmp_path / "twilight.yaml"
+    words = ["method=twilight", "twilight.dense_layers=0", "twilight.base=all", "budget=0.6"]
+    assert main(["calibrate", *tiny, *BASE, *words, f"out={file}"]) == 0
+    held = yaml.safe_load(file.read_text())
+    assert held["predicted"] is None and held["checked"] == pytest.approx(0.6, abs=0.06)
+    assert held["knobs"]["p"] != 0.85 and held["knobs"]["base"] == "all"
 
 
 def test_a_run_refuses_the_samples_it_was_calibrated_on(calibrated, tiny, tmp_path, capsys):

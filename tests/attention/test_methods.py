@@ -33,7 +33,7 @@ ROWS = {
         {"group_size": 4, "residual": 8, "bits": [2, 4, 8]},
     ),
     "h2o": (
-        # at which the same number of tokens is kept in every dtype, though scores weigh less in some
+        # at which every dtype keeps the same number of tokens, though scores weigh less in some
         [{"budget": 0.355}, {"budget": 0.355, "normalise": True}],
         [{"budget": 1.0}],
         {"budget": [0.1, 0.3, 0.6, 1.0]},
