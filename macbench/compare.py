@@ -74,12 +74,13 @@ def better(line: Line) -> bool:
 
 def pays_after(line: Line, bandwidth: float | None) -> float | None:
     """Generated tokens whose saved reads take as long as the method's own work on the prompt did;
-    infinite where nothing is saved, None where it was not measured."""
+    infinite where more is read, None of full attention and where it was not measured."""
     plan, budgets = line.plan, line.budgets
-    if bandwidth is None or plan.begin_s is None or budgets is None or budgets.byte is None:
+    if bandwidth is None or plan.begin_s is None or budgets is None or budgets.byte in (None, 1):
         return None
+    assert budgets.byte is not None
     saved = (1 - budgets.byte) * plan.step_bytes / bandwidth
-    return plan.begin_s / saved if saved > 0 else float("inf") if plan.begin_s else 0.0
+    return plan.begin_s / saved if saved > 0 else float("inf")
 
 
 def _table(block: Block, margin: float) -> Grid:

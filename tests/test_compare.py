@@ -164,8 +164,14 @@ def test_costs(out):
     assert "pays after" not in table(store.read(out)).split("score:")[0]
 
 
-def test_full_has_nothing_to_pay_back(out):
-    assert found(out, bandwidth=1e9)["full"]["pays_after"] == "0.0"
+def test_full_has_nothing_to_pay_back_and_what_reads_more_never_does(out):
+    write(out, "mac", {"tau": 1.0}, FULL, label="mac tau=1", share=0.98, begin=0.5)
+    rows = found(out, bandwidth=1e9)
+    assert rows["full"]["pays_after"] == "" and rows["mac tau=1"]["pays_after"] == "inf"
+    assert (
+        grid(table(store.read(out), bandwidth=1e9), "cost")["mac tau=1"]["pays after tokens"]
+        == "never"
+    )
 
 
 def test_a_budget_below_the_floor_stands_in_its_column_with_its_minimum(tmp_path):
