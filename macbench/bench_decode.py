@@ -47,6 +47,8 @@ COLUMNS = {
     "rest_us": "float64",  # median of the same step where attention gives its query back
     "attention_us": "float64",  # the difference
     "attention_share": "float64",
+    "attention_floor_us": "float64",  # K, V and metadata of the step / read bandwidth
+    "vs_full": "float64",  # full attention's step / this one; above 1: faster than full attention
     "weight_bytes": "Int64",  # of weights read in a step, once for all rows
     "cache_bytes": "Int64",  # of K and V read in a step, as the methods count them
     "meta_bytes": "Int64",  # of rings, page bounds and the like
@@ -253,6 +255,7 @@ def _decodes(
     if settings.mixed:
         groups.append((MIXED, plan.methods))
     alone: list[float] = []
+    full: float | None = None
     for label, specs in groups:
         row = identity(values, around, label, settings)
         methods = [create(spec.name, spec.knobs) for spec in specs]
@@ -270,6 +273,8 @@ def _decodes(
                 row |= {"alone_us": sum(alone), "vs_alone": sum(alone) / row["us_median"]}
         elif row["ok"]:
             alone.append(row["us_median"])
+            full = row["us_median"] if label == "full" else full
+            row |= {"vs_full": full / row["us_median"] if full else None}
         yield row
 
 
@@ -334,6 +339,7 @@ def _against_floor(time: float, model: Model, timed: Timed, machine: Machine) ->
         "weight_bytes": weights,
         "cache_bytes": round(cache),
         "meta_bytes": round(meta),
+        "attention_floor_us": (cache + meta) / machine.bandwidth,
         "floor_us": floor,
         "over_floor": time / floor,
     }
@@ -371,13 +377,17 @@ def _beside_peer(
 NOTES = (
     "ms: median of n captured steps (10th to 90th percentile); a step is one token of every row.",
     "rest: the same step where attention only gives its query back; attention: the difference.",
+    "must: what the bytes that the method reads take at read bandwidth; the rest of `attention` is "
+    "our code and its launches.",
+    "x full: full attention's step in this run / this one.",
     "floor: bytes of weights (once), K, V and metadata that the step reads / read bandwidth of "
     "this run.",
     "Prompts are random keys and values, nothing is prefilled; hit is what MAC then did.",
 )
 _HEADER = (
     *("model", "length", "batch", "method", "around", "fused", "ms", "10-90 %", "tokens/s", "rest"),
-    *("x weights", "attention", "share", "floor", "x floor", "hit", "alone", "x alone", "peer"),
+    *("x weights", "attention", "must", "share", "x full", "floor", "x floor", "hit", "alone"),
+    *("x alone", "peer"),
     *("x peer", "note"),
 )
 
@@ -402,6 +412,7 @@ def _cells(row: pd.Series) -> dict[str, str]:
     cells["10-90 %"] = f"{ms('us_p10')} to {ms('us_p90')}" if cells["ms"] else ""
     cells |= {"tokens/s": number("tokens_s", ".0f"), "rest": ms("rest_us")}
     cells |= {"x weights": number("rest_over_floor"), "attention": ms("attention_us")}
+    cells |= {"must": ms("attention_floor_us"), "x full": number("vs_full")}
     cells |= {"share": number("attention_share"), "floor": ms("floor_us")}
     cells |= {"x floor": number("over_floor"), "hit": number("hit")}
     cells |= {"alone": ms("alone_us"), "x alone": number("vs_alone")}

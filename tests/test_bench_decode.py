@@ -194,6 +194,8 @@ def test_a_run_counts_and_compares(tmp_path):
     assert full["cache_bytes"] == 2 * seen * heads * geometry.token_bytes
     assert full["meta_bytes"] == 0 and full["hit"] is None
     assert full["floor_us"] == (full["weight_bytes"] + full["cache_bytes"]) / 1000
+    assert full["attention_floor_us"] == full["cache_bytes"] / 1000
+    assert full["vs_full"] == mac["vs_full"] == 1  # this timer's steps take equally long
     assert mac["meta_bytes"] > 0 and 0 <= mac["hit"] <= 1 and mac["hits"] == "measured"
     assert (full["rows"], mixed["rows"], mixed["n"]) == (2, 4, REPLAYS)
     after = time_decode.WARM + (REPLAYS - 1) / 2  # this timer's median

@@ -22,7 +22,7 @@ import torch
 from macbench.attention.base import Lists, Method, Needs
 from macbench.attention.budget import check_share
 from macbench.attention.quantise import BITS, Packed, check_bits
-from macbench.attention.select import shared_probability, union
+from macbench.attention.select import best, shared_probability
 from macbench.errors import MacbenchError
 from macbench.kernels import paged
 from macbench.kernels.paged import wide
@@ -125,10 +125,9 @@ class DoubleSparsity(Method):
         kv_heads = self.geometry.kv_heads
         if self.shared:
             scores = shared_probability(scores, view.lens, kv_heads)
-        chosen = scores.topk(min(max(self.most), view.bound), dim=-1).indices
         kept = torch.minimum(self.kept, view.lens)[:, None]
-        counts = kept.expand(chosen.shape[:2])
-        loaded = union(chosen, counts, view.bound, kv_heads).sum(-1)
+        counts = kept.expand(scores.shape[:2]).contiguous()
+        chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)
         meta = lens * self._label_bytes(self.geometry)
         trace.read(layer, view, head_tokens=kept, kv_tokens=loaded, meta_bytes=meta)
         return view.exact(layer, q, tokens=chosen, counts=counts)[0]

@@ -13,7 +13,7 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
-from macbench.attention.select import shared_probability, union
+from macbench.attention.select import best, shared_probability
 
 
 @dataclass
@@ -48,10 +48,8 @@ class OracleTopK(Method):
         scores = view.logits(layer, q)
         if self.shared:
             scores = shared_probability(scores, view.lens, kv_heads)
-        size = scores.shape[-1]
-        chosen = scores.topk(min(max(self.most), size), dim=-1).indices
-        counts = kept[:, None].expand(chosen.shape[:2])
-        loaded = union(chosen, counts, size, kv_heads).sum(-1)
+        counts = kept[:, None].expand(scores.shape[:2]).contiguous()
+        chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)
         trace.read(
             layer, view, head_tokens=kept[:, None], kv_tokens=(view.lens[:, None] + loaded) / 2
         )

@@ -17,12 +17,11 @@ class PageBounds:
     """For all layers and slots of a method: low, high [layers, slots, Hkv, pages, d]."""
 
     def __init__(self, geometry: Geometry, slots: int, max_tokens: int):
-        self.kv_heads = geometry.kv_heads
-        pages = -(-max_tokens // PAGE)
+        self.backend = geometry.backend
+        self.pages = pages = -(-max_tokens // PAGE)
         shape = (geometry.layers, slots, geometry.kv_heads, pages, geometry.head_dim)
         self.low = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
         self.high = torch.zeros_like(self.low)
-        self.pages = pages
 
     @property
     def bytes(self) -> int:
@@ -43,30 +42,41 @@ class PageBounds:
         self.low[layer, slot, :, : low.shape[1]] = low
         self.high[layer, slot, :, : high.shape[1]] = high
 
-    def update(self, layer: int, view) -> None:
+    def scores(self, layer: int, q: Tensor, view, size: int, shared: bool) -> Tensor:
+        """Bounds of q.k over each page [B, Hq, size], or if shared group sums [B, Hkv, size]; the
+        newest page above all, pages behind it below. The newest key is let into them."""
+        low, high = self.low[layer], self.high[layer]
+        if self.backend != "torch":
+            from macbench.kernels.quest import page_scores
+
+            return page_scores(q, low, high, view.k[layer], view.table, view.lens, size, shared)
+        self._update(low, high, layer, view)
+        scores = bound(q, low[:, :, :size], high[:, :, :size])
+        if shared:
+            scores = scores.unflatten(1, (low.shape[1], -1)).sum(2)
+        page = torch.arange(size, device=q.device)
+        newest = (view.lens[:, None, None] - 1) // PAGE
+        scores = scores.masked_fill(page > newest, -torch.inf)
+        return scores.masked_fill(page == newest, torch.inf)
+
+    @staticmethod
+    def _update(low, high, layer, view):
         """Let the newest token's key into its page's bounds."""
         key = view.newest_key(layer)
         row = torch.arange(len(key), device=key.device)
         page, first = (view.lens - 1) // PAGE, ((view.lens - 1) % PAGE == 0)[:, None, None]
-        low, high = self.low[layer, row, :, page], self.high[layer, row, :, page]
-        self.low[layer, row, :, page] = torch.where(first, key, torch.minimum(low, key))
-        self.high[layer, row, :, page] = torch.where(first, key, torch.maximum(high, key))
+        least, most = low[row, :, page], high[row, :, page]
+        low[row, :, page] = torch.where(first, key, torch.minimum(least, key))
+        high[row, :, page] = torch.where(first, key, torch.maximum(most, key))
 
-    def scores(self, layer: int, q: Tensor, size: int, shared: bool) -> Tensor:
-        """Bounds of q.k over each page [B, Hq, pages]; if shared, group sums [B, Hkv, pages]."""
-        grouped = wide(q).unflatten(1, (self.kv_heads, -1))
-        low = self.low[layer, :, :, :size].transpose(-1, -2)
-        high = self.high[layer, :, :, :size].transpose(-1, -2)
-        bound = grouped.clamp_min(0) @ wide(high) + grouped.clamp_max(0) @ wide(low)
-        return bound.sum(2) if shared else bound.flatten(1, 2)
 
-    def best(self, layer: int, q: Tensor, view, most: int, shared: bool) -> tuple[Tensor, Tensor]:
-        """The `most` best pages [B, H, n], of which the newest page is always the first, and how
-        many hold tokens [B, 1]: what is listed behind as many is no page."""
-        held = (view.lens[:, None] + PAGE - 1) // PAGE
-        size = -(-view.bound // PAGE)
-        scores = self.scores(layer, q, size, shared)
-        page = torch.arange(size, device=q.device)
-        scores = scores.masked_fill(page >= held[..., None], -torch.inf)
-        scores = scores.masked_fill(page == held[..., None] - 1, torch.inf)
-        return scores.topk(min(most, size), dim=-1).indices, held
+def held_pages(view) -> Tensor:
+    """Pages that hold tokens, [B]."""
+    return (view.lens + PAGE - 1) // PAGE
+
+
+def bound(q: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """What no q.k of a page exceeds: q [B, Hq, d], bounds [B, Hkv, n, d] -> [B, Hq, n]."""
+    grouped = wide(q).unflatten(1, (low.shape[1], -1))
+    least, most = wide(low).transpose(-1, -2), wide(high).transpose(-1, -2)
+    return (grouped.clamp_min(0) @ most + grouped.clamp_max(0) @ least).flatten(1, 2)

@@ -20,8 +20,8 @@ import torch
 
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
-from macbench.attention.pages import PageBounds
-from macbench.attention.select import union
+from macbench.attention.pages import PageBounds, held_pages
+from macbench.attention.select import best
 from macbench.kernels.paged import PAGE
 
 LEAST = 3  # pages, as in the authors' evaluation code
@@ -60,6 +60,9 @@ class Quest(Method):
         self.bounds = PageBounds(geometry, slots, max_tokens)
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.most = [1] * slots
+        shape = (geometry.layers, slots, geometry.kv_heads)
+        loaded = torch.zeros(shape, dtype=torch.int64, device=geometry.device)
+        self.now = {"loaded": loaded}  # of the step that is running
         return self.bounds.bytes // slots
 
     def begin(self, layer, slot, prompt, view):
@@ -73,21 +76,30 @@ class Quest(Method):
         self.bounds.start(layer, slot, prompt, view)
 
     def attend(self, layer, q_pre, q, view, trace):
-        lens = view.lens[:, None]
         if layer < self.dense_layers:
-            trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        self.bounds.update(layer, view)
-        chosen, held = self.bounds.best(layer, q, view, max(self.most), self.shared)
-        counts = torch.minimum(self.kept[:, None], held).expand(chosen.shape[:2])
-
-        kv_heads = self.geometry.kv_heads
-        empty = held * PAGE - lens  # the newest page is always chosen and may not be full
-        loaded = union(chosen, counts, self.bounds.pages, kv_heads).sum(-1) * PAGE - empty
-        own = counts[:, :1] * PAGE - empty
-        bounds = held * self.geometry.token_bytes
-        trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=bounds)
+        size, kv_heads = -(-view.bound // PAGE), self.geometry.kv_heads
+        scores = self.bounds.scores(layer, q, view, size, self.shared)  # [B, H, pages]
+        if layer == self.dense_layers:
+            counts = torch.minimum(self.kept, held_pages(view))[:, None]
+            self.now["counts"] = counts.expand(scores.shape[:2]).contiguous()  # of every layer
+        counts, backend = self.now["counts"], self.geometry.backend
+        chosen, self.now["loaded"][layer] = best(scores, counts, max(self.most), kv_heads, backend)
         return view.exact(layer, q, pages=chosen, counts=counts)[0]
+
+    def settle(self, view, trace):
+        lens, held = view.lens[:, None], held_pages(view)[:, None]
+        empty = held * PAGE - lens  # the newest page is always chosen and may not be full
+        layer = torch.arange(self.geometry.layers, device=lens.device)[:, None, None]
+        dense = layer < self.dense_layers
+        own = torch.minimum(self.kept[:, None], held) * PAGE - empty
+        trace.read(
+            slice(None),
+            view,
+            head_tokens=torch.where(dense, lens, own),
+            kv_tokens=torch.where(dense, lens, self.now["loaded"] * PAGE - empty),
+            meta_bytes=torch.where(dense, 0, held * self.geometry.token_bytes),
+        )
 
     def lists(self, lens):
         g = self.geometry

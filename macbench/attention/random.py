@@ -14,6 +14,7 @@ import torch
 from macbench.attention.base import Lists, Method
 from macbench.attention.budget import check_share
 from macbench.attention.rng import uniform
+from macbench.attention.select import best
 
 
 @dataclass
@@ -55,8 +56,9 @@ class RandomTokens(Method):
         lens = view.lens[:, None, None]
         always = (position < self.sink) | (position >= lens - self.recent)
         draw = draw.masked_fill(always, 2.0).masked_fill(position >= lens, -1.0)
-        tokens = draw.topk(min(max(self.most), view.bound), dim=-1).indices
-        counts = kept[:, None].expand(tokens.shape[:2])
+        counts = kept[:, None].expand(draw.shape[:2]).contiguous()
+        heads, backend = self.geometry.kv_heads, self.geometry.backend
+        tokens, _ = best(draw, counts, max(self.most), heads, backend)
         return view.exact(layer, q, tokens=tokens, counts=counts)[0]
 
     def lists(self, lens):

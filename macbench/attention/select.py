@@ -20,6 +20,24 @@ def shared_probability(scores: Tensor, lens: Tensor, kv_heads: int) -> Tensor:
     return mean.masked_fill(position >= lens[:, None, None], -1.0)
 
 
+def best(
+    scores: Tensor, counts: Tensor, most: int, kv_heads: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The counts [B, H] items with the highest scores [B, H, n] of each list, at most `most`.
+
+    -> item numbers [B, H, min(most, n)], a highest score of inf first, of which the first counts
+    hold; and how many distinct items the lists of each KV head's group name, [B, Hkv].
+    """
+    size = scores.shape[-1]
+    most = min(most, size)
+    if backend != "torch":
+        from macbench.kernels.select import select
+
+        return select(scores, counts, most, kv_heads)
+    chosen = scores.topk(most, dim=-1).indices
+    return chosen, union(chosen, counts, size, kv_heads).sum(-1)
+
+
 def union(chosen: Tensor, counts: Tensor, size: int, kv_heads: int) -> Tensor:
     """Which of `size` items a KV head's group loads when its heads choose for themselves.
 

@@ -44,18 +44,18 @@ class StreamingLLM(Method):
             self.kept[slot] = self.most[slot]
 
     def attend(self, layer, q_pre, q, view, trace):
-        kept = torch.minimum(self.kept, view.lens)
-        index = torch.arange(max(self.most), device=q.device)
-        recent = (view.lens - kept)[:, None] + index  # position of the index-th kept token …
-        tokens = torch.where(index < self.sink, index, recent).clamp_min(0)  # … behind the sinks
-        tokens = torch.minimum(tokens, view.lens[:, None] - 1)
-        heads = (len(kept), self.geometry.kv_heads)
-        return view.exact(
-            layer,
-            q,
-            tokens=tokens[:, None].expand(*heads, -1),
-            counts=kept[:, None].expand(heads),
-        )[0]
+        if layer == 0:  # the same tokens in every layer and head
+            kept = torch.minimum(self.kept, view.lens)
+            index = torch.arange(max(self.most), device=q.device)
+            recent = (view.lens - kept)[:, None] + index  # position of the index-th kept token …
+            tokens = torch.where(index < self.sink, index, recent).clamp_min(0)  # … behind sinks
+            tokens = torch.minimum(tokens, view.lens[:, None] - 1)
+            heads = (len(kept), self.geometry.kv_heads)
+            self.now = {
+                "tokens": tokens[:, None].expand(*heads, -1).contiguous(),
+                "counts": kept[:, None].expand(heads).contiguous(),
+            }
+        return view.exact(layer, q, **self.now)[0]
 
     def lists(self, lens):
         return Lists.upto(self.most, lens, 1, self.geometry.kv_heads)

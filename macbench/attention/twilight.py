@@ -22,9 +22,9 @@ import torch
 
 from macbench.attention.base import Method
 from macbench.attention.budget import check_share
-from macbench.attention.pages import PageBounds
+from macbench.attention.pages import PageBounds, held_pages
 from macbench.attention.quantise import Packed
-from macbench.attention.select import union
+from macbench.attention.select import best, union
 from macbench.errors import MacbenchError
 from macbench.kernels import paged
 from macbench.kernels.paged import PAGE
@@ -108,17 +108,16 @@ class Twilight(Method):
 
     def _candidates(self, layer, q, view):
         """Tokens of the best pages and which of them exist, [B, H, n]; bytes read to know them."""
-        self.bounds.update(layer, view)
+        g, held = self.geometry, held_pages(view)[:, None]
         most = self.candidates // PAGE
-        pages, held = self.bounds.best(layer, q, view, most, self.shared)
-        counts = held.clamp_max(most).expand(pages.shape[:2])
+        scores = self.bounds.scores(layer, q, view, -(-view.bound // PAGE), self.shared)
+        counts = held.clamp_max(most).expand(scores.shape[:2]).contiguous()
+        pages, loaded = best(scores, counts, most, g.kv_heads, g.backend)
         tokens = pages[..., None] * PAGE + torch.arange(PAGE, device=q.device)
         place = torch.arange(pages.shape[-1], device=q.device)
         listed = (place < counts[..., None])[..., None] & (tokens < view.lens[:, None, None, None])
-        empty = held * PAGE - view.lens[:, None]  # the newest page may not be full
-        loaded = union(pages, counts, self.bounds.pages, self.geometry.kv_heads)
-        read = loaded.sum(-1) * PAGE - empty
-        meta = held * self.geometry.token_bytes + read * self._estimate_bytes
+        read = loaded * PAGE - (held * PAGE - view.lens[:, None])  # the newest may not be full
+        meta = held * g.token_bytes + read * self._estimate_bytes
         return tokens.flatten(2).minimum(view.lens[:, None, None] - 1), listed.flatten(2), meta
 
     def _logits(self, layer, q, size):

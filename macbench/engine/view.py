@@ -96,6 +96,10 @@ class View:
         For controls that look at every key; a method must not call it.
         """
         scale, size = self.cache.geometry.scale, paged.PAGE
+        if self.kernels is not None:
+            from macbench.kernels.logits import logits
+
+            return logits(q, self.k[layer], self.table, self.lens, scale, self.bound)
         kv_heads = self.cache.geometry.kv_heads
         rows = paged.tail_rows(self.table, self.shared, self.tail, kv_heads)
         tail = paged.logits(q, paged.take(self.k[layer], rows, size), scale).flatten(1, 2)

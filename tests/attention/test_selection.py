@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from macbench.attention import create
+from macbench.attention.pages import bound
 from macbench.errors import MacbenchError
 
 shapes = st.fixed_dictionaries(
@@ -170,7 +171,8 @@ def test_the_quest_bound_holds_and_its_cost_is_a_token_per_page():
     method = create("quest", {"budget": 0.5, "dense_layers": 0})
     record = drive(method, case)
     t = 300 + case.steps
-    scores = method.bounds.scores(0, case.sequences[0].q[0, t - 1][None], -(-t // 16), False)[0]
+    low, high = (each[0, :, :, : -(-t // 16)] for each in (method.bounds.low, method.bounds.high))
+    scores = bound(case.sequences[0].q[0, t - 1][None], low, high)[0]
     logits = torch.einsum(
         "hd,thd->ht",
         case.sequences[0].q[0, t - 1],
