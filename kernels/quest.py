@@ -1,7 +1,7 @@
 """Quest's page scores in one Triton launch: the newest key enters its page's bounds, then every
 page gets the highest logit that its bounds allow.
 
-The torch reference is `macbench.attention.quest.Quest._update` and `_scores`.
+The torch reference is in `macbench.attention.pages.PageBounds.scores`.
 """
 
 from __future__ import annotations
