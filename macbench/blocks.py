@@ -55,6 +55,7 @@ class Plan:
     step_bytes: float  # full attention's reads of one step
     begin_s: float | None  # the method's own work on a prompt, mean; None: not measured then
     prefill_s: float
+    calibration: dict[str, Any] | None  # of `mac@FILE`: where its knobs were found
 
 
 @dataclass
@@ -296,6 +297,7 @@ def _plan(config: dict[str, Any], label: str, samples: pd.DataFrame) -> Plan:
         else 0,
         begin_s=sum(begin) / len(begin) if begin else None,
         prefill_s=sum(time["prefill_s"] for time in times) / len(times) if times else 0.0,
+        calibration=config.get("calibration"),
     )
 
 

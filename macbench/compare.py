@@ -5,6 +5,8 @@ Two questions are answered of every cell, both paired with full attention on the
 different (the tests of `macbench.measure.stats`, Holm over the table), and is it not worse by more
 than a margin fixed beforehand (the lower end of the one-sided 95 % interval of the difference lies
 above -margin). No difference found is not the second: a table says neither where samples are few.
+A cell stands in the column of what was asked, whatever it read; where that is not what was asked,
+or where it answered fewer samples than others did, the cell says so.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ MARGINS = {"ruler": 0.01, "longbench_v2": 0.02}  # of a difference that would ma
 MARGIN = 0.03  # elsewhere
 LEVEL = 0.05
 POINT = 0.01
+OFF = 0.05  # of the budget asked for, relative: no longer matched
 SET = "no budget asked"  # the column of what ran as its knobs were set: full, MAC with a tau
 
 
@@ -51,7 +54,8 @@ def table(
         ]
         return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
     for block, own in zip(blocks, margins, strict=True):
-        block.grids = [_table(block, own), _tests(block, own), _costs(block, bandwidth)]
+        block.grids = [_table(block, own), _tests(block), _power(block, own)]
+        block.grids += [_budgets(block), _costs(block, bandwidth)]
         block.grids = [grid for grid in block.grids if len(grid) > 1]
         block.notes = _notes(block, own, bandwidth)
     return render(blocks, format)
@@ -72,6 +76,14 @@ def better(line: Line) -> bool:
     return different(line) and line.versus is not None and line.versus.difference.mean > 0
 
 
+def matched(line: Line) -> bool | None:
+    """Whether it reads what was asked; None where nothing was, and at a method's floor."""
+    asked, read = line.plan.asked, line.budgets.byte if line.budgets else None
+    if asked is None or read is None or line.plan.floor is not None:
+        return None
+    return abs(read - asked) <= OFF * asked
+
+
 def pays_after(line: Line, bandwidth: float | None) -> float | None:
     """Generated tokens whose saved reads take as long as the method's own work on the prompt did;
     infinite where more is read, None of full attention and where it was not measured."""
@@ -84,42 +96,55 @@ def pays_after(line: Line, bandwidth: float | None) -> float | None:
 
 
 def _table(block: Block, margin: float) -> Grid:
-    """Rows are methods, columns budgets asked for."""
+    """Rows are methods, columns budgets asked for. What ran at its floor answers for every budget
+    below it."""
     asked = [line.plan.asked for line in block.lines]
     columns = [None] * (None in asked) + sorted({share for share in asked if share is not None})
     header = ["score", *(SET if share is None else f"{100 * share:g} %" for share in columns)]
+    most = max(line.n for line in block.lines)
     rows: dict[str, dict[float | None, str]] = {}
     for line in block.lines:
         mine = rows.setdefault(line.plan.row + (" (control)" if line.control else ""), {})
-        cell = _cell(line, margin)
+        cell = _cell(line, margin, most)
         share = line.plan.asked
         mine[share] = f"{mine[share]}; {cell}" if share in mine else cell
+    for line in block.lines:
+        if line.plan.floor is not None:
+            mine = rows[line.plan.row + (" (control)" if line.control else "")]
+            for share in columns:
+                if share is not None and share < line.plan.floor:
+                    mine.setdefault(share, _cell(line, margin, most))
     return [header, *([name, *(own.get(c, "-") for c in columns)] for name, own in rows.items())]
 
 
-def _cell(line: Line, margin: float) -> str:
-    """Such as "61.2 +- 4.0 at 20.3 %, n"."""
+def _cell(line: Line, margin: float, most: int) -> str:
+    """Such as "61.2 +- 4.0 at 20.3 %, n"; most: samples of the line that has the most."""
     if line.accuracy is None:
-        return "failed"
-    score = plus_minus(line.accuracy)
+        return "failed" if any(mark.startswith("failed") for mark in line.marks) else "no sample"
     read = line.budgets.byte if line.budgets else None
-    least = "min " if line.plan.floor is not None else ""
-    at = "" if read is None else f" at {least}{100 * read:.1f} %"
+    sign = "min " if line.plan.floor is not None else "~" if matched(line) is False else ""
     marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * better(line)
-    return score + at + (f", {marks}" if marks else "")
+    parts = [plus_minus(line.accuracy) + ("" if read is None else f" at {sign}{100 * read:.1f} %")]
+    parts += [marks] * bool(marks) + [f"{line.n} of {most} samples"] * (line.n < most)
+    return ", ".join(parts)
 
 
-def _tests(block: Block, margin: float) -> Grid:
-    header = ["vs full", "n", "difference", "at least", "worse", "better", "p", "p Holm"]
-    header += ["changed, %", "n for 1 point", f"n for margin {100 * margin:g}"]
-    grid = [header]
+def _tests(block: Block) -> Grid:
+    grid = [["vs full", "n", "difference", "at least", "worse", "better", "p", "p Holm"]]
     for line in block.lines:
         if v := line.versus:
-            counts = [str(v.worse), str(v.better), p_value(v.p), p_value(line.holm)]
-            seen, shown = _sizes(v.discordance, margin)
-            sizes = [percent(v.discordance), *("-" if n is None else str(n) for n in (seen, shown))]
             least = f"{100 * v.least:+.1f}"
-            grid.append([line.label, str(v.n), bracket(v.difference), least, *counts, *sizes])
+            counts = [str(v.worse), str(v.better), p_value(v.p), p_value(line.holm)]
+            grid.append([line.label, str(v.n), bracket(v.difference), least, *counts])
+    return grid
+
+
+def _power(block: Block, margin: float) -> Grid:
+    grid = [["samples", "n", "changed, %", "n for 1 point", f"n for margin {100 * margin:g}"]]
+    for line in block.lines:
+        if v := line.versus:
+            sizes = ["-" if n is None else str(n) for n in _sizes(v.discordance, margin)]
+            grid.append([line.label, str(v.n), percent(v.discordance), *sizes])
     return grid
 
 
@@ -130,56 +155,94 @@ def _sizes(discordance: float, margin: float) -> tuple[int | None, int | None]:
     return samples_to_see(POINT, discordance), samples_to_exclude(margin, discordance)
 
 
-def _costs(block: Block, bandwidth: float | None) -> Grid:
-    header = ["cost", "asked, %", "planned, %", "read, %", "10th, 50th, 90th percentile"]
-    header += ["held, %", "own prefill, s", "of prefill, %", "pays after tokens"]
-    grid = [header]
+def _budgets(block: Block) -> Grid:
+    grid = [["budget", "asked, %", "planned, %", "read, %", "p10, p50, p90", "held, %"]]
     for line in block.lines:
-        plan, b = line.plan, line.budgets
-        if b is None:
-            continue
-        spread = ", ".join(f"{100 * x:.1f}" for x in plan.spread) if plan.spread else "-"
-        own = plan.begin_s
-        share = own / plan.prefill_s if own is not None and plan.prefill_s else None
-        after = pays_after(line, bandwidth)
-        row = [*map(percent, (plan.asked, plan.planned, b.byte)), spread, percent(b.resident)]
-        row += ["-" if own is None else f"{own:.3g}", percent(share)]
-        row += ["-" if after is None else "never" if after == float("inf") else f"{after:.0f}"]
-        grid.append([line.label, *row])
+        plan = line.plan
+        if b := line.budgets:
+            spread = ", ".join(f"{100 * x:.1f}" for x in plan.spread) if plan.spread else "-"
+            asked, planned, read = map(percent, (plan.asked, plan.planned, b.byte))
+            grid.append([line.label, asked, planned, read, spread, percent(b.resident)])
     return drop_empty(grid)
 
 
+def _costs(block: Block, bandwidth: float | None) -> Grid:
+    grid = [["cost", "own prefill, s", "of prefill, %", "pays after tokens"]]
+    for line in block.lines:
+        own, after = line.plan.begin_s, pays_after(line, bandwidth)
+        if own is None:
+            continue
+        share = own / line.plan.prefill_s if line.plan.prefill_s else None
+        told = "-" if after is None else "never" if after == float("inf") else f"{after:.0f}"
+        grid.append([line.label, f"{round(own, 3):g}", percent(share), told])
+    return drop_empty(grid) if len(grid) > 1 else grid
+
+
 def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
+    lines = block.lines
     notes = [
         "score: mean over tasks, % +- half of its 95 % interval, at the bytes it read, % of full "
         "attention's, metadata included; columns: the budget asked for (of tokens, where that is "
-        "the knob). min: the method's floor, above what was asked.",
-        f"n: not worse than full attention by more than {100 * margin:g} points (one-sided 95 % of "
-        "the paired difference, each cell by itself). d: different from full attention (McNemar or "
-        "sign-flip by clusters, p after Holm over this table < 0.05). Without a mark the samples "
-        "do not tell; that is not equality.",
-        "at least: lower end of that one-sided interval. changed: samples whose score changed, of "
-        "graded scores the mean square change. n for 1 point: samples with which a difference of a "
-        "point would be found (80 % power, two-sided 5 %), and with which an equal method would "
-        "get its n.",
+        "the knob)."
     ]
-    if any(line.plan.planned is not None or line.plan.spread for line in block.lines):
+    if any(line.plan.floor is not None for line in lines):
+        notes.append("min: the least that the method can read, which is above what was asked.")
+    if any(matched(line) is False for line in lines):
+        notes.append(
+            f"~: what was read is more than {100 * OFF:g} % of it off what was asked, so compare "
+            "it by what was read; macbench calibrate finds the knob that reads what is asked."
+        )
+    if any(line.versus for line in lines):
+        points = f"{100 * margin:g} point{'' if margin == POINT else 's'}"
+        notes += [
+            f"n: not worse than full attention by more than {points} (one-sided 95 % of the paired "
+            "difference, each cell by itself). d: different from full attention (McNemar or "
+            "sign-flip by clusters, p after Holm over this table < 0.05). Without a mark the "
+            "samples do not tell; that is not equality.",
+            "at least: lower end of that one-sided interval. worse, better: samples.",
+            "changed: samples whose score changed, of graded scores the mean square change; it is "
+            "taken as it was seen here. n for 1 point: samples with which a difference of a point "
+            "would be found (80 % power, two-sided 5 %). n for margin: samples with which a "
+            "method as good as full attention would get its n (80 % power).",
+        ]
+    else:
+        notes.append(
+            "no sample of full attention here to pair with, so no tests; run method=full with the "
+            "same options into this folder."
+        )
+    if any(line.plan.planned is not None or line.plan.spread for line in lines):
         notes.append(
             "planned: what the method's integers give at the prompts' lengths; read: over the "
-            "whole decode, rows growing; percentiles: of the samples' own shares."
+            "whole decode, rows growing; p10, p50, p90: percentiles of the samples' own shares."
         )
-    if any(line.plan.begin_s is not None for line in block.lines):
+    if any(line.plan.begin_s is not None for line in lines):
         after = (
             f"; pays after: tokens whose saved reads at {bandwidth / 1e9:g} GB/s take as long"
             if bandwidth
             else "; with --bandwidth GB/s also the tokens after which that is paid back"
         )
         notes.append(f"own prefill: seconds a method works on a prompt, mean{after}.")
-    flagged = [line.label for line in block.lines if better(line)]
+    for line in lines:
+        if marks := ", ".join(mark for mark in line.marks if mark != "control"):
+            notes.append(f"mind {line.label}: {marks}.")
+        if elsewhere := _elsewhere(block, line):
+            notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")
+    flagged = [line.label for line in lines if better(line)]
     if flagged:
         notes.append(f"! {', '.join(flagged)}: better than full attention; look for a bug first.")
     rest = ("noise floor:", "control:", "failed:", "resumed:", "left out:", "versions:")
     return [*notes, *(note for note in block.notes if note.startswith(rest))]
+
+
+def _elsewhere(block: Block, line: Line) -> str | None:
+    """Where a line was calibrated, if not at its block's length on its benchmark."""
+    found = line.plan.calibration
+    if found is None:
+        return None
+    same = {task.partition("/")[0] for task in found["tasks"]} == {block.family}
+    if same and found["length"] == block.about["length"]:
+        return None
+    return f"at {found['length']} tokens of {', '.join(found['tasks'])}"
 
 
 def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str, Any]]:
@@ -200,6 +263,7 @@ def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str
         }
         if b:
             row |= {"byte_budget": b.byte, "token_budget": b.token, "resident": b.resident}
+            row |= {"matched": matched(line)}
         if plan.spread:
             row |= dict(zip(("byte_p10", "byte_p50", "byte_p90"), plan.spread, strict=True))
         if line.accuracy:

@@ -116,6 +116,14 @@ def run_group(
             about = describe(config, model, group, spec, floor)
             parts = [model.name, group.task_name, str(group.length), spec.label]
             name = cell_name(parts, identity)
+            again = [cell for cell in cells if cell.path.name[-10:] == name[-10:]]
+            if again:  # such as two budgets below a method's floor
+                least = "" if floor is None else f", at the least it can read, {floor:.1%}"
+                progress.note(
+                    f"{spec.label} at {group.length} on {group.task_name} is the same as "
+                    f"{again[0].config['label']}{least}; run once"
+                )
+                continue
             methods.append(method)
             cells.append(stack.enter_context(open_cell(config.out, name, identity, about)))
             totals.cells.append(cells[-1].path.name)
