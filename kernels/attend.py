@@ -10,9 +10,6 @@ Torch reference: `kernels.paged`.
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +17,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from macbench.kernels.paged import PAGE
+from macbench.kernels.partials import gathered, partials_at, slots_of
+from macbench.kernels.workspace import Workspace, launch, power, tail_weight
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2**30)
@@ -306,78 +305,6 @@ def _attend(
 
 
 @triton.jit
-def _slots(cuts, entry, groups, programs):
-    """(first slot, number) of an entry's partials in the list with these cuts."""
-    begin = tl.load(cuts + entry - 1, mask=entry > 0, other=0).to(tl.int64)
-    stop = tl.load(cuts + entry).to(tl.int64)
-    total = tl.maximum(tl.load(cuts + groups - 1), 1)
-    first, count = _programs(begin, stop, total, programs)
-    return first + entry, count
-
-
-@triton.jit
-def _programs(begin, stop, total, programs):
-    """(first, number) of the programs whose shares hold units [begin, stop) of `total`."""
-    busy = tl.minimum(programs, total)
-    first = ((begin + 1) * busy - 1) // total
-    count = tl.where(stop > begin, (stop * busy - 1) // total + 1 - first, 0)
-    return first.to(tl.int32), count.to(tl.int32)
-
-
-@triton.jit
-def _partials(
-    part_o,
-    part_l,
-    first,
-    at,
-    count,
-    lane,  # head within its group
-    dims,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    S: tl.constexpr,
-):
-    """Partials [at, at + S) of an entry: log2 masses [S], outputs [S, dims]."""
-    index = at + tl.arange(0, S)
-    slot = ((first + index) * G + lane).to(tl.int64)
-    level = tl.load(part_l + slot, mask=index < count, other=float("-inf"))
-    here = part_o + slot[:, None] * D + dims[None, :]
-    return level, tl.load(here, mask=(index < count)[:, None], other=0.0)
-
-
-@triton.jit
-def _gather(
-    part_o,
-    part_l,
-    first,
-    count,
-    level,  # the first S partials, loaded by the caller
-    part,
-    lane,
-    dims,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    S: tl.constexpr,
-    MORE: tl.constexpr,  # partials at a time behind them
-):
-    """An entry's partials merged: (unnormalised o, its log2 scale, its mass)."""
-    top = tl.max(level, 0)
-    w = tl.exp2(level - tl.where(top == float("-inf"), 0.0, top))
-    out = tl.sum(w[:, None] * part, 0)
-    mass = tl.sum(w, 0)
-    for at in range(S, count, MORE):
-        levels, parts = _partials(part_o, part_l, first, at, count, lane, dims, G, D, MORE)
-        higher = tl.maximum(top, tl.max(levels, 0))
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(levels - anchor)
-        shrink = tl.exp2(top - anchor)
-        out = out * shrink + tl.sum(weights[:, None] * parts, 0)
-        mass = mass * shrink + tl.sum(weights, 0)
-        top = higher
-    return out, top, mass
-
-
-@triton.jit
 def _finish(
     output,  # [B, Hq, D]
     lse,  # [B, Hq]
@@ -398,10 +325,10 @@ def _finish(
         gdc_wait()
     head, part = tl.program_id(0), tl.program_id(1)
     dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
-    first, count = _slots(cuts, head // G, groups, programs)
+    first, count = slots_of(cuts, head // G, groups, programs)
     first += programs + groups
-    level, partial = _partials(part_o, part_l, first, 0, count, head % G, dims, G, D, S)
-    out, top, mass = _gather(
+    level, partial = partials_at(part_o, part_l, first, 0, count, head % G, dims, G, D, S)
+    out, top, mass = gathered(
         part_o, part_l, first, count, level, partial, head % G, dims, G, D, S, MORE
     )
     safe = tl.where(mass > 0, mass, 1.0)
@@ -409,106 +336,6 @@ def _finish(
     if part == 0:
         natural = (top + tl.log2(safe)) / LOG2E
         tl.store(lse + head, tl.where(mass > 0, natural, float("-inf")))
-
-
-def power(n: int) -> int:
-    return triton.next_power_of_2(n)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """What is tuned, not what is computed.
-
-    Of attend: programs, at most what the card holds at once; tokens and stages of a chunk and its
-    pipeline; weight, chunks' worth of what a span costs beside them; registers of a thread at
-    most (more than fit are spilled, outside the loop over keys). Of match: rows per program, chunks
-    of dims on their way (ahead), warps. Of merge: partials at once, how many at a time when there
-    are more, programs per head (split), warps.
-    pdl: launches overlap (compute capability 9.0).
-    """
-
-    programs: int = 264
-    tokens: int = 128
-    weight: int = 4
-    stages: int = 2
-    registers: int | None = None
-    rows: int = 32
-    ahead: int = 4
-    match_warps: int = 4
-    partials: int = 4
-    more: int = 16
-    split: int = 1
-    warps: int = 1
-    pdl: bool = False
-
-
-def tiling(groups: int, d: int, device: torch.device) -> Tiling:
-    """The measured choice for this many groups (rows x KV heads) of head dimension d.
-
-    docs/kernels.md has the times behind it. On a CPU (the interpreter): few programs.
-    """
-    if device.type == "cpu":
-        return Tiling(programs=4, tokens=32, rows=32, partials=4)
-    card = torch.cuda.get_device_properties(device)
-    sms, pdl = card.multi_processor_count, card.major >= 9
-    if groups < 64:  # latency counts: small pieces, and all programs at once on a long span
-        return Tiling(2 * sms, 64, 4, 3, None, 16, 4, 1, 8, 64, 4, pdl=pdl)
-    return Tiling(3 * sms, 64, 4, 3, 168, 64, 4, 2, 4, 16, pdl=pdl)
-
-
-class Workspace:
-    """Everything a step writes beside cache and ring, for `batch` rows; layers share it.
-
-    output [B, Hq, d] in `dtype` and lse [B, Hq] hold the answer of the last call.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        q_heads: int,
-        kv_heads: int,
-        d: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        tiling: Tiling,
-        spans: int | None = None,
-    ):
-        """spans: per row, Hkv (the default) or Hq where every query head has a list of its own."""
-        self.tiling, self.kv_heads = tiling, kv_heads
-        self.spans = spans or kv_heads
-        self.group = q_heads // self.spans
-        assert self.group <= 16, "query heads of a span share a tile of 16 rows"
-        self.groups = batch * self.spans
-        slots = 2 * (tiling.programs + self.groups)
-
-        def empty(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=of, device=device)
-
-        self.cuts = empty(self.groups, of=torch.int32)
-        self.part_o = empty(slots, self.group, d)
-        self.part_l = empty(slots, self.group)
-        self.best = empty(batch, q_heads, of=torch.int64)
-        self.picked = empty(batch, q_heads, of=torch.int64)
-        self.picked_lse = empty(batch, q_heads)
-        self.picked_chain = empty(batch, q_heads, of=torch.int32)
-        self.output = empty(batch, q_heads, d, of=dtype)
-        self.lse = empty(batch, q_heads)
-
-    def layer(self, best: Tensor, picked: Tensor, picked_chain: Tensor) -> Workspace:
-        """The same memory with its own match keys, kept until the next step of that layer."""
-        made = copy(self)
-        made.best, made.picked, made.picked_chain = best, picked, picked_chain
-        return made
-
-
-def tail_weight(tiling: Tiling, band: int, sink: int) -> int:
-    """What every tail weighs: its chunks at most, and one."""
-    return -(-(band + sink) // tiling.tokens) + 1
-
-
-def launch(pdl: bool) -> dict[str, bool]:
-    """Launch options: a kernel may start while the one before it ends."""
-    return {"launch_pdl": True} if pdl else {}
 
 
 def attend(

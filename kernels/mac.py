@@ -20,18 +20,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from macbench.kernels.attend import (
-    LOG2E,
-    Workspace,
-    _gather,
-    _partials,
-    _programs,
-    _slots,
-    launch,
-    power,
-    spans,
-    tail_weight,
-)
+from macbench.kernels.attend import LOG2E, spans
+from macbench.kernels.partials import gathered, partials_at, programs_of, slots_of
+from macbench.kernels.workspace import Workspace, launch, power, tail_weight
 
 CHUNK = 16  # dims of a ring query that lie together: half of them is a cheap first look
 
@@ -141,17 +132,17 @@ def _merge(
     dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
     g, lane = head // G, head % G
     long = head.to(tl.int64)
-    spans, count = _slots(cuts, g, groups, programs)
+    spans, count = slots_of(cuts, g, groups, programs)
     spans += programs + groups
     begin = g.to(tl.int64) * tail
-    tails, count2 = _programs(begin, begin + tail, groups * tail, programs)
+    tails, count2 = programs_of(begin, begin + tail, groups * tail, programs)
     tails += g
     key = tl.load(picked + head)
     t = tl.load(lens + head // HQ).to(tl.int32) - 1
     query = tl.load(queries + long * D + dims)
     # all loads of the common case before anything waits for one of them
-    level, partial = _partials(part_o, part_l, spans, 0, count, lane, dims, G, D, S)
-    level2, partial2 = _partials(part_o, part_l, tails, 0, count2, lane, dims, G, D, S)
+    level, partial = partials_at(part_o, part_l, spans, 0, count, lane, dims, G, D, S)
+    level2, partial2 = partials_at(part_o, part_l, tails, 0, count2, lane, dims, G, D, S)
     hit = (key < threshold) & ((key & 1) == 0)
     if WHOLE:
         for other in tl.static_range(G):
@@ -162,7 +153,7 @@ def _merge(
     kept = tl.load(picked_lse + head, mask=hit, other=float("-inf")) * LOG2E
     depth = tl.load(picked_chain + head, mask=hit, other=-1) + 1
     reused = tl.where(hit, reused, 0.0)
-    out, top, mass = _gather(
+    out, top, mass = gathered(
         part_o, part_l, spans, count, level, partial, lane, dims, G, D, S, MORE
     )
     out, top, mass = _join(out, top, mass, reused, kept, tl.where(hit, 1.0, 0.0))
@@ -176,7 +167,7 @@ def _merge(
         tl.store(lse + new, tl.where(mass > 0, natural, float("-inf")))
         tl.store(chain + new, depth)
         tl.store(best + head, threshold)  # of the next step
-    out2, top2, mass2 = _gather(
+    out2, top2, mass2 = gathered(
         part_o, part_l, tails, count2, level2, partial2, lane, dims, G, D, S, MORE
     )
     out, top, mass = _join(out, top, mass, out2, top2, mass2)

@@ -171,7 +171,7 @@ def configure(words: Sequence[str]) -> tuple[list[Point], Settings]:
     tiling = {k.partition(".")[2]: given.pop(k) for k in list(given) if k.startswith("tiling.")}
     settings = _settings({key: (base | given)[key] for key in SINGLE})
     if tiling:
-        from macbench.kernels.attend import Tiling
+        from macbench.kernels.workspace import Tiling
 
         for tiles in combinations(tiling, list(tiling)):
             check_types("tiling.", Tiling, tiles)
@@ -229,7 +229,7 @@ def _tiling(key: str) -> list[str]:
         return []
     if find_spec("triton") is None:
         raise MacbenchError("tiling.* needs triton and it is not installed; pip install triton.")
-    from macbench.kernels.attend import Tiling
+    from macbench.kernels.workspace import Tiling
 
     return [f"tiling.{field.name}" for field in fields(Tiling)]
 

@@ -338,7 +338,8 @@ class Kernel:
     """The same step on a GPU (`macbench.kernels.mac`), for all layers of one method."""
 
     def __init__(self, method: Mac, slots: int):
-        from macbench.kernels import attend, mac
+        from macbench.kernels import mac
+        from macbench.kernels.workspace import Workspace, choose_tiling
 
         self.method, self.mac = method, mac
         g = method.geometry
@@ -350,8 +351,8 @@ class Kernel:
         best = self.limits.expand(shape).clone()
         self.picked = self.limits.expand(shape).clone()
         self.chain = torch.zeros(shape, dtype=torch.int32, device=g.device)
-        tiling = attend.tiling(slots * g.kv_heads, g.head_dim, g.device)
-        work = attend.Workspace(slots, g.q_heads, g.kv_heads, g.head_dim, g.dtype, g.device, tiling)
+        tiling = choose_tiling(slots * g.kv_heads, g.head_dim, g.device)
+        work = Workspace(slots, g.q_heads, g.kv_heads, g.head_dim, g.dtype, g.device, tiling)
         kept = zip(best, self.picked, self.chain, strict=True)
         self.works = [work.layer(*own) for own in kept]
         stored = zip(method.queries, method.outputs, method.lse, method.chain, strict=True)

@@ -72,13 +72,14 @@ class Triton:
 
     def over(self, q, k, v, table, lens, lists=None, counts=None, piece=PAGE):
         from macbench.kernels import attend
+        from macbench.kernels.workspace import Workspace, choose_tiling
 
         g = self.geometry
         spans = g.kv_heads if lists is None else lists.shape[1]
         if spans not in self.work:
-            tiling = attend.tiling(self.rows * spans, g.head_dim, g.device)
+            tiling = choose_tiling(self.rows * spans, g.head_dim, g.device)
             shape = (self.rows, g.q_heads, g.kv_heads, g.head_dim)
-            self.work[spans] = attend.Workspace(*shape, g.dtype, g.device, tiling, spans)
+            self.work[spans] = Workspace(*shape, g.dtype, g.device, tiling, spans)
         output = torch.empty(q.shape, dtype=g.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         if lists is not None:

@@ -29,6 +29,7 @@ from triton_cases import (
 )
 
 from macbench.kernels import attend, paged
+from macbench.kernels.workspace import Tiling, Workspace, choose_tiling
 
 KERNELS = [(attend, "_attend"), (attend, "_finish")]
 AWAY = 10**6  # names no page, and no token
@@ -72,9 +73,9 @@ class Case:
         return 1 if self.listed == "tokens" else paged.PAGE
 
     @property
-    def tiling(self) -> attend.Tiling:
+    def tiling(self) -> Tiling:
         names = ("programs", "tokens", "weight", "partials", "more", "split")
-        return attend.Tiling(**{n: getattr(self, n) for n in names})
+        return Tiling(**{n: getattr(self, n) for n in names})
 
 
 CASES = [
@@ -181,17 +182,17 @@ class Given:
                 outs.append(out.flatten())
         return torch.stack(outs).view(self.q.shape)
 
-    def run(self, work: attend.Workspace, **into: Tensor) -> Tensor:
+    def run(self, work: Workspace, **into: Tensor) -> Tensor:
         args = (self.q, self.k, self.v, self.table, self.lens, self.scale)
         return attend.attend(work, *args, self.lists, self.counts, self.case.piece, **into)
 
 
-def workspace(case: Case, tiling: attend.Tiling, device: str = "cpu") -> attend.Workspace:
+def workspace(case: Case, tiling: Tiling, device: str = "cpu") -> Workspace:
     shape = (len(case.lens), case.heads, case.kv_heads, case.d)
-    return attend.Workspace(*shape, getattr(torch, case.dtype), device, tiling, case.spans)
+    return Workspace(*shape, getattr(torch, case.dtype), device, tiling, case.spans)
 
 
-def poison(work: attend.Workspace) -> None:
+def poison(work: Workspace) -> None:
     for x in vars(work).values():
         if torch.is_tensor(x):
             x.fill_(torch.nan if x.is_floating_point() else -12345)
@@ -246,9 +247,9 @@ def compile_kernels() -> None:
         spans = heads if each else kv_heads
         lists = (empty(rows, spans, 512, of=long), empty(rows, spans, of=long))
         with recorded(*KERNELS) as launches:
-            tiling = attend.tiling(rows * spans, d, torch.device("cuda"))
+            tiling = choose_tiling(rows * spans, d, torch.device("cuda"))
             shape = (rows, heads, kv_heads, d)
-            work = attend.Workspace(*shape, torch.bfloat16, "meta", tiling, spans)
+            work = Workspace(*shape, torch.bfloat16, "meta", tiling, spans)
             attend.attend(
                 work,
                 empty(rows, heads, d),
@@ -305,8 +306,8 @@ CARD = [
 ]
 
 
-def card_tiling(case: Case, device: str = "cuda") -> attend.Tiling:
-    return attend.tiling(len(case.lens) * case.spans, case.d, torch.device(device))
+def card_tiling(case: Case, device: str = "cuda") -> Tiling:
+    return choose_tiling(len(case.lens) * case.spans, case.d, torch.device(device))
 
 
 @pytest.mark.gpu

@@ -36,6 +36,7 @@ from triton_cases import (
 
 from macbench.attention import create
 from macbench.kernels import attend, mac
+from macbench.kernels.workspace import Tiling, Workspace, choose_tiling
 
 KERNELS = [(attend, "_attend"), (mac, "_match"), (mac, "_merge")]
 # Shares of the query's norm. The method takes rows as equally near that differ by 1e-5, and reuses
@@ -94,9 +95,9 @@ class Case:
         return {n: getattr(self, n) for n in names} | {"refresh_mixed_groups": self.whole}
 
     @property
-    def tiling(self) -> attend.Tiling:
+    def tiling(self) -> Tiling:
         names = ("programs", "tokens", "weight", "rows", "partials", "more", "split")
-        return attend.Tiling(**{n: getattr(self, n) for n in names})
+        return Tiling(**{n: getattr(self, n) for n in names})
 
 
 CASES = [
@@ -195,14 +196,14 @@ def same_rings(a: mac.Ring, b: mac.Ring) -> bool:
     return all(torch.equal(x, y) for x, y in zip(*kept, strict=True))
 
 
-def workspace(case: Case, tiling: attend.Tiling, device) -> attend.Workspace:
+def workspace(case: Case, tiling: Tiling, device) -> Workspace:
     shape = (len(case.lengths), case.kv_heads * case.group, case.kv_heads, case.d)
-    work = attend.Workspace(*shape, getattr(torch, case.dtype), device, tiling)
+    work = Workspace(*shape, getattr(torch, case.dtype), device, tiling)
     work.best.fill_(mac.threshold(case.tau, case.d)[1])
     return work
 
 
-def poison(work: attend.Workspace) -> None:
+def poison(work: Workspace) -> None:
     """Whatever a step does not write itself must not matter."""
     for name, x in vars(work).items():
         if torch.is_tensor(x) and name != "best":
@@ -259,7 +260,7 @@ class Step:
 class Decode:
     """A problem decoded by the method, with the kernels behind it."""
 
-    def __init__(self, case: Case, device: str = "cpu", tiling: attend.Tiling | None = None):
+    def __init__(self, case: Case, device: str = "cpu", tiling: Tiling | None = None):
         self.case = case
         shape = (case.kv_heads, case.group, case.d)
         given = problem(3, case.lengths, case.steps, 1, *shape, 3, case.noise, case.stray)
@@ -417,8 +418,8 @@ def compile_kernels() -> None:
             empty(*heads, K, of=torch.int32),
         )
         with recorded(*KERNELS) as launches:
-            tiling = attend.tiling(batch * kv_heads, d, torch.device("cuda"))
-            work = attend.Workspace(*heads, kv_heads, d, torch.bfloat16, "meta", tiling)
+            tiling = choose_tiling(batch * kv_heads, d, torch.device("cuda"))
+            work = Workspace(*heads, kv_heads, d, torch.bfloat16, "meta", tiling)
             mac.step(work, ring, **tensors, scale=0.1, tau=0.45, band=256, **knobs)
         facts = {}
         for kernel, args, kwargs in launches:
@@ -469,8 +470,8 @@ WHOLE = Case("fp16 1x8x128", kv_heads=1, group=8, d=128, dtype="float16", noise=
              whole=True, **CARD)  # fmt: skip
 
 
-def card_tiling(case: Case, device: str = "cuda") -> attend.Tiling:
-    return attend.tiling(len(case.lengths) * case.kv_heads, case.d, torch.device(device))
+def card_tiling(case: Case, device: str = "cuda") -> Tiling:
+    return choose_tiling(len(case.lengths) * case.kv_heads, case.d, torch.device(device))
 
 
 class Truth:
@@ -561,10 +562,10 @@ class Rest:
         self.queries = [queries(self.decode.given, at) for at in range(case.steps)]
         self.device = device
 
-    def state(self, tiling: attend.Tiling) -> tuple[attend.Workspace, mac.Ring]:
+    def state(self, tiling: Tiling) -> tuple[Workspace, mac.Ring]:
         return workspace(self.case, tiling, self.device), copy(self.decode.ring)
 
-    def step(self, at: int, work: attend.Workspace, ring: mac.Ring) -> Tensor:
+    def step(self, at: int, work: Workspace, ring: mac.Ring) -> Tensor:
         view = replace(self.view, lens=self.lens[at])
         return launch(self.case, work, ring, view, self.pools, *self.queries[at])
 
@@ -655,7 +656,7 @@ def long_step(shape, context: int, share: float, together: bool, dtype, device, 
     depth = torch.randint(9, (rows, heads, K), generator=draw).to(device).int()
     parts = stored.unflatten(-1, (-1, mac.CHUNK)).transpose(2, 3).contiguous()
     ring = mac.Ring(parts, kept.clone(), level.clone(), depth.clone())
-    work = attend.Workspace(rows, heads, kv_heads, d, dtype, device, tiling)
+    work = Workspace(rows, heads, kv_heads, d, dtype, device, tiling)
     poison(work)
     work.best.fill_(mac.threshold(tau, d)[1])
     out = mac.step(work, ring, q_pre, q, k, v, table, lens, scale, tau, r)
@@ -698,7 +699,7 @@ def long_step(shape, context: int, share: float, together: bool, dtype, device, 
 @pytest.mark.parametrize("rows, kv_heads", [(2, 2), (8, 8)])  # few groups, many: other tilings
 @pytest.mark.parametrize("share, together", [(0.0, True), (0.5, True), (0.5, False), (1.0, True)])
 def test_long_contexts_on_a_card(rows, kv_heads, share, together):
-    tiling = attend.tiling(rows * kv_heads, 128, torch.device("cuda"))
+    tiling = choose_tiling(rows * kv_heads, 128, torch.device("cuda"))
     shape = (rows, kv_heads, 4, 128)
     long_step(shape, 131072, share, together, torch.bfloat16, "cuda", tiling)
 

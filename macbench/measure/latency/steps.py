@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from macbench.kernels import attend, mac
-from macbench.kernels.attend import Tiling, Workspace
 from macbench.kernels.paged import PAGE
+from macbench.kernels.workspace import Tiling, Workspace, choose_tiling
 from macbench.measure.latency.cases import Plan, Point
 from macbench.measure.latency.data import Bank, ring
 from macbench.measure.latency.reference import (
@@ -78,7 +78,7 @@ def create(point: Point, bank: Bank, plan: Plan | None, sets: int, seed: int) ->
 def tiling(point: Point, device: torch.device) -> Tiling:
     """The kernels' own choice, and what the point changes of it."""
     shape = point.shape
-    chosen = attend.tiling(shape.batch * shape.kv_heads, shape.d, device)
+    chosen = choose_tiling(shape.batch * shape.kv_heads, shape.d, device)
     return replace(chosen, **dict(point.tiling))
 
 
