@@ -52,6 +52,11 @@ def read_words(words: Sequence[str]) -> tuple[Asked, RunConfig]:
 
     own = {key: value for key, _, value in (word.partition("=") for word in words)}
     rest = [word for word in words if word.partition("=")[0] not in ("budget", "per", "out")]
+    if "seed" not in own:
+        rest.append(f"seed={SEED}")
+    if "method" not in own:
+        rest.append("method=mac")
+    config = configure([*rest, *(word for word in words if word.partition("=")[0] == "out")])
     for key in ("budget", "out"):
         if not own.get(key):
             raise MacbenchError(
@@ -66,11 +71,6 @@ def read_words(words: Sequence[str]) -> tuple[Asked, RunConfig]:
     per = own.get("per", "global")
     if per not in PER:
         raise MacbenchError(f"per={per}: choose {' or '.join(PER)}.")
-    if "seed" not in own:
-        rest.append(f"seed={SEED}")
-    if "method" not in own:
-        rest.append("method=mac")
-    config = configure([*rest, f"out={own['out']}"])
     if len(config.lengths) > 1:
         raise MacbenchError("calibrate at one length=; budgets at others differ.")
     _check_method(config, own)
@@ -234,6 +234,7 @@ def told(predicted: float | None, read: float) -> str:
 
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
     """Solve, check by running, and save."""
+    calibration.check_writable(asked.out)
     model = load(Source(**config.model))
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
     groups = list(make_groups(config, model, progress))
@@ -255,7 +256,11 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
         if abs(read - asked.budget) <= CLOSE * asked.budget:
             break
     if not tried:
-        raise MacbenchError(f"{name} cannot read as little as {100 * asked.budget:g} % here.")
+        least = create(name, knobs).floor(model.geometry, max(group.tokens for group in groups))
+        told_least = "" if least is None else f": {100 * least:.1f} % at least"
+        raise MacbenchError(
+            f"{name} cannot read as little as {100 * asked.budget:g} % here{told_least}."
+        )
     errors = [abs(read - asked.budget) for _, read in tried]
     best = errors.index(min(errors))
     found = Calibration(

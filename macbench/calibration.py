@@ -56,16 +56,29 @@ class Calibration:
             )
 
 
+def check_writable(path: Path) -> None:
+    """Refuse (MacbenchError) a file that could not be written, before there is work to lose."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> MacbenchError:
+    return MacbenchError(f"cannot write {path} ({error.strerror}); choose another out=.")
+
+
 def write(path: Path, found: Calibration) -> None:
     """Save a calibration."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(asdict(found), sort_keys=False, default_flow_style=None, width=100)
         path.write_text(f"# macbench run 'method=[full,{found.method}@{path}]'\n{text}", "utf-8")
     except OSError as error:
-        raise MacbenchError(
-            f"cannot write {path} ({error.strerror}); choose another out=."
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def read(path: Path) -> Calibration:

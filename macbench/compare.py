@@ -125,7 +125,7 @@ def _cell(line: Line, margin: float, most: int) -> str:
     sign = "min " if line.plan.floor is not None else "~" if matched(line) is False else ""
     marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * better(line)
     parts = [plus_minus(line.accuracy) + ("" if read is None else f" at {sign}{100 * read:.1f} %")]
-    parts += [marks] * bool(marks) + [f"{line.n} of {most} samples"] * (line.n < most)
+    parts += [marks] * bool(marks) + [f"{line.n} of {most}"] * (line.n < most)
     return ", ".join(parts)
 
 
@@ -187,6 +187,8 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
     ]
     if any(line.plan.floor is not None for line in lines):
         notes.append("min: the least that the method can read, which is above what was asked.")
+    if len({line.n for line in lines}) > 1:
+        notes.append("k of n: so many samples were answered, of those of the row that has most.")
     if any(matched(line) is False for line in lines):
         notes.append(
             f"~: what was read is more than {100 * OFF:g} % of it off what was asked, so compare "

@@ -144,6 +144,13 @@ def method_cells(values: dict[str, Any], given: set[str]) -> list[MethodSpec]:
         if name.partition("@")[0] not in known:
             raise MacbenchError(f"unknown method '{name}': {nearest(name, known)}")
     _check_used(given, presets.methods(), names, "method")
+    for key in sorted(given):  # a calibrated method takes none: its file has all of its knobs
+        own = [name for name in names if _family(name) == key.partition(".")[0]]
+        if own and all("@" in name for name in own):
+            raise MacbenchError(
+                f"{key} is given but {own[0]} has its knobs from the file; leave it out, or give "
+                f"it to macbench calibrate."
+            )
     cells = [cell for name in names for cell in _variants(name, values[_family(name)], given)]
     labels = [cell.label for cell in cells]
     for label in labels:
@@ -175,7 +182,7 @@ def _variants(name: str, base: dict[str, Any], given: set[str]) -> list[MethodSp
 
 
 def _calibrated(name: str) -> MethodSpec:
-    """The cell of `mac@FILE`: the method as it was calibrated, whatever else was given."""
+    """The cell of `mac@FILE`: the method as it was calibrated; options of its name are others'."""
     from macbench.attention import METHODS, create
 
     method, _, file = name.partition("@")

@@ -109,7 +109,8 @@ def run_group(
     Blocks of long answers also save them every `checkpoint` steps, and go on from what was saved.
     """
     with ExitStack() as stack:
-        methods, cells = [], []
+        methods: list[Method] = []
+        cells: list[Cell] = []
         for spec in config.cells:
             method, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
             identity = identify(config, model, group, spec, method)

@@ -193,6 +193,7 @@ def test_the_aim_finds_what_reads_the_budget(budget, slope, offset, bend):
         (["budget=0.2", "out=x", "mac.match=previous"], "predicts match=nearest"),
         (["budget=0.2", "out=x", "length=[1k,2k]"], "at one length="),
         (["budget=0.2", "out=x", "tsk=ruler"], "unknown option 'tsk'"),
+        (["bugdet=0.2", "out=x"], "unknown option 'bugdet'"),  # not that budget= is missing
     ],
 )
 def test_wrong_words(words, part):
@@ -295,9 +296,27 @@ def test_other_weights_and_other_files_are_refused(calibrated, tiny, tmp_path, c
     assert "calibrates mac" in capsys.readouterr().err
 
 
+def test_options_beside_a_file_are_refused_not_ignored(calibrated, tiny, tmp_path, capsys):
+    words = [*tiny, *BASE, f"method=[full,mac@{calibrated}]", f"out={tmp_path / 'out'}"]
+    assert main(["run", *words, "mac.tau=0.3"]) == 2
+    assert "mac.tau is given but mac@" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_costs_no_work(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "mac.yaml"):
+        assert main(["calibrate", *tiny, *BASE, "budget=0.6", f"out={out}"]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()  # before any sample is counted
+        assert f"cannot write {out}" in sentence
+
+
 def test_a_budget_out_of_reach_names_the_least(tiny, tmp_path, capsys):
     file = tmp_path / "no.yaml"
     assert main(["calibrate", *tiny, *BASE, "budget=0.01", f"out={file}"]) == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert "cannot read as little as 1 %" in sentence and "at least, with K=64" in sentence
+    assert not file.exists()
+    words = ["method=streaming_llm", "budget=0.0001", f"out={file}"]
+    assert main(["calibrate", *tiny, *BASE, *words]) == 2
+    assert "as little as 0.01 % here: 1.0 % at least" in capsys.readouterr().err
     assert not file.exists()

@@ -103,6 +103,19 @@ def test_a_budget_below_the_floor_names_the_floor_and_unreachable_runs_it(capsys
     assert "min " in capsys.readouterr().out
 
 
+def test_two_budgets_below_the_floor_are_one_cell(capsys, here, tiny):
+    words = ["method=[full,quest,streaming_llm]", "quest.budget=[0.01,0.02]"]
+    words += ["streaming_llm.budget=[0.05,0.1]", "unreachable=floor", "out=results"]
+    assert main(run(*tiny, *words)) == 0
+    assert "quest budget=0.02 at 1024 on ruler/niah_single_1 is the same as quest budget=0.01" in (
+        capsys.readouterr().err
+    )
+    assert len(list(here.glob("results/*quest*"))) == 1
+    assert main(["compare", "results"]) == 0
+    (quest,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith(" quest   ")]
+    assert quest.count("at min ") == 3  # of the columns 1, 5 and 10 %
+
+
 def test_an_unwritable_results_folder(capsys, here, tiny):
     Path("file").write_text("not a folder")
     assert "file/results" in refusal(capsys, *run(*tiny, "out=file/results"))

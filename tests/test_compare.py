@@ -221,9 +221,9 @@ def test_what_is_unfinished_says_so(tmp_path):
     write(tmp_path, "quest", {"budget": 0.1}, FULL[:3], label="quest budget=0.1")
     text = table(store.read(tmp_path))
     cells = grid(text, "score")
-    assert cells["quest"]["10 %"].endswith(", 3 of 80 samples")
-    assert cells["snapkv"]["10 %"].endswith(", 40 of 80 samples")
-    assert "samples" not in cells["full"]["no budget asked"]
+    assert cells["quest"]["10 %"].endswith(", 3 of 80")
+    assert cells["snapkv"]["10 %"].endswith(", 40 of 80")
+    assert " of 80" not in cells["full"]["no budget asked"]
     assert "mind quest budget=0.1: 1 of 2 tasks." in text
     assert "mind snapkv budget=0.1: failed: 1 of 2 cells, 1 of 2 tasks." in text
     assert "mind kivi: never acted." in text

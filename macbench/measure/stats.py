@@ -13,6 +13,9 @@ equally whatever their number of samples. Intervals are 95 %, two-sided:
   width would be a lie. Of n clusters none differed from c, so by Wilson's interval at most a share
   u = z^2 / (n + z^2) of all does, and by no more than the ends of the scale. Half-widths of such
   tasks are added to the bootstrap's in squares (Zou and Donner, Statistics in Medicine 27, 2008).
+  That takes each task's worst case at once, as if none had been seen to agree with it: so many such
+  tasks together move by no more than the z^2 clusters that may have been missed among all of them,
+  were they all in the task where a cluster weighs most. The narrower of the two is taken.
 """
 
 from __future__ import annotations
@@ -131,15 +134,16 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     strata = list(_strata(values, tasks, clusters))
     mean = float(np.mean([sums.sum() / sizes.sum() for sums, sizes in strata]))
-    below = above = 0.0  # squared half-widths of tasks without spread
+    flat: list[NDArray] = []  # what a cluster of a task without spread weighs: below, above
+    alone: list[NDArray] = []  # and its own half-widths
     drawn = np.zeros(DRAWS)  # bootstrap deviations of the mean
     spread = []  # clusters of the tasks that have some
     for sums, sizes in strata:
         n, own = len(sums), sums / sizes
         if np.ptp(own) < 1e-12:
-            share = z**2 / (n + z**2)
-            below += (share * (own[0] - scale[0]) / len(strata)) ** 2
-            above += (share * (scale[1] - own[0]) / len(strata)) ** 2
+            room = np.array([own[0] - scale[0], scale[1] - own[0]]) / len(strata)
+            flat.append(room / n)
+            alone.append(room * z**2 / (n + z**2))
             continue
         # equal clusters are drawn together: a multinomial over the kinds there are
         kinds, times = np.unique([sums, sizes], axis=1, return_counts=True)
@@ -147,6 +151,10 @@ def bootstrap(
         total, size = kinds @ counts.T
         drawn += (total / size - sums.sum() / sizes.sum()) / len(strata)
         spread.append(n)
+    below = above = 0.0  # squared half-widths
+    if flat:
+        missed = z**2 * np.max(flat, axis=0)
+        below, above = np.minimum(np.square(alone).sum(axis=0), missed**2)
     if spread:
         df = sum(spread) - len(spread)
         level = ndtr(np.sqrt(sum(spread) / df) * stdtrit(df, ndtr(-z)))

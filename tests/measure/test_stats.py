@@ -115,6 +115,31 @@ def test_no_spread_is_not_certainty():
     assert wide.half_width > narrow
 
 
+def test_tasks_without_spread_are_not_all_at_their_worst_at_once():
+    """13 x 50 equal answers: with a rate q of losses in all, 650 samples show none with
+    (1 - q)^650, which is 5 % at q = 0.46 %; where they may lie in one task, 0.058 / 13."""
+    tasks = np.repeat(names(13), 50)
+    found = bootstrap([0] * 650, tasks, names(650), scale=(-1, 1), z=ONE_SIDED)
+    exact = max(1 - 0.05 ** (1 / 650), (1 - 0.05 ** (1 / 50)) / 13)
+    assert -found.low == found.high == pytest.approx(exact, rel=0.1)
+    few = bootstrap([0] * 6, [*"aaabbb"], names(6), scale=(-1, 1))  # never beyond each alone
+    u = Z**2 / (3 + Z**2)
+    assert few.high == pytest.approx(math.sqrt(2) * u / 2)
+    small = bootstrap([0] * 650, ["a"] * 5 + ["b"] * 645, names(650), scale=(-1, 1))
+    assert small.high > 0.2  # what 5 samples leave open, whatever 645 others say
+
+
+@pytest.mark.parametrize("lost", [[0.05] + [0] * 12, [0.01] * 13, [0.03] * 3 + [0] * 10])
+def test_the_one_sided_end_holds_where_few_of_many_tasks_changed(lost):
+    """Losses in one, all or some of 13 tasks of 50 samples."""
+    rng, tasks, inside = np.random.default_rng(8), np.repeat(names(13), 50), 0
+    for _ in range(200):
+        change = -(rng.random((13, 50)) < np.array(lost)[:, None]).astype(float)
+        found = bootstrap(change.ravel(), tasks, names(650), scale=(-1, 1), z=ONE_SIDED)
+        inside += found.low <= -np.mean(lost)
+    assert inside / 200 > 0.95 - 2 * 0.0155  # two standard errors
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_hardly_any_samples(n):
     found = interval([0.5] * n, ["a"] * n, names(n))
