@@ -74,9 +74,13 @@ def text(rows: list[Row]) -> str:
         lines.append(f"{row['name']:{width}}  {row['about']}".rstrip())
         if "least" in row:
             paper = f"arXiv {row['paper']}" if row["paper"] else "no paper"
-            least = "as data decide" if row["least"] is None else f"{100 * row['least']:.1f} %"
+            least = "as data decide" if row["least"] is None else _percent(row["least"])
             told = f"{paper}; smallest byte budget: {least}"
             lines.append(f"{'':{width}}  {told} ({LENGTH // 1024}K tokens of smollm2)")
         for knob, value in row.get("knobs", {}).items():
             lines.append(f"{'':{width}}    {row['name'].partition('/')[0]}.{knob}={show(value)}")
     return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return "below 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -13,6 +15,7 @@ from macbench.errors import MacbenchError
 from macbench.store import Results
 
 MARKS = "osD^vP*X<>hp"
+ALONG = re.compile(r" (budget|tokens|tau|p)=(\[[^\]]*\]|\S+)")  # knobs that a curve runs along
 
 
 def draw(results: Results) -> Figure:
@@ -36,12 +39,22 @@ def draw(results: Results) -> Figure:
 
 
 def family(line: Line) -> str:
-    """The method of a line without its knobs."""
-    return line.label.split()[0]
+    """What one curve holds: a method, and its knobs but those that say how much it reads."""
+    return ALONG.sub("", line.label)
+
+
+def look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Marker and colour of a family among all: a method's families share its colour."""
+    methods = [*dict.fromkeys(each.split()[0] for each in names)]
+    i = methods.index(name.split()[0])
+    kin = [each for each in names if each.split()[0] == methods[i]]
+    return MARKS[(i + 5 * kin.index(name)) % len(MARKS)], f"C{i}"
 
 
 def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
-    """One block. methods: those of all panels, whose order gives colours and marks."""
+    """One block. methods: those of all panels, whose order gives colours and marks. Points of
+    fewer samples than others say of how many."""
+    most = max(line.n for line in block.lines)
     families: dict[str, list[Line]] = {}
     for line in block.lines:
         if line.accuracy and line.budgets and line.budgets.byte is not None:
@@ -52,11 +65,14 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
         axis.axhspan(100 * line.accuracy.low, 100 * line.accuracy.high, color="0.5", alpha=0.12)
         axis.axhline(100 * line.accuracy.mean, color="0.35", ls="--", lw=1, label="full attention")
     for name, lines in families.items():
-        i, points = methods.index(name), []
+        (marker, color), points = look(name, methods), []
         for line in lines:
             assert line.accuracy and line.budgets and line.budgets.byte is not None
             a = line.accuracy
             points.append([100 * x for x in (line.budgets.byte, a.mean, a.low, a.high)])
+            if line.n < most:
+                at, told = (points[-1][0], points[-1][1]), f"{line.n} of {most}"
+                axis.annotate(told, at, (4, -9), textcoords="offset points", fontsize=6)
         points.sort()
         x, y = [p[0] for p in points], [p[1] for p in points]
         control = lines[0].control
@@ -64,8 +80,8 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
             x,
             y,
             yerr=[[p[1] - p[2] for p in points], [p[3] - p[1] for p in points]],
-            marker=MARKS[i % len(MARKS)],
-            color=f"C{i}",
+            marker=marker,
+            color=color,
             mfc="none" if control else None,
             ls="-" if len(points) > 1 else "none",
             lw=1,

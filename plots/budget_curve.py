@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from macbench.blocks import summarise
 from macbench.errors import MacbenchError
 from macbench.plots import paper as reported
-from macbench.plots.accuracy_budget import MARKS, family, panel
+from macbench.plots.accuracy_budget import family, look, panel
 from macbench.store import Results
 
 OPTIONS = {"paper": False}
@@ -63,12 +63,12 @@ def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: list[str]) -> None:
             level = float(own["score"].iloc[0])
             axis.axhline(level, color="0.6", ls=":", lw=1, label=f"full ({MODEL}, paper)")
             continue
-        i, own = methods.index(str(method)), own.sort_values("access")
+        (marker, color), own = look(str(method), methods), own.sort_values("access")
         axis.plot(
             100 * own["access"],
             own["score"],
-            marker=MARKS[i % len(MARKS)],
-            color=f"C{i}",
+            marker=marker,
+            color=color,
             mfc="none",
             ls=":",
             lw=1,

@@ -197,13 +197,15 @@ def compare(
     """Paired comparison of scores in [0, 1]: full [n] and method [n] of the same samples in order.
 
     Right-or-wrong scores of independent samples get McNemar's exact test, anything else (graded
-    scores, samples that share a text) the sign-flip test.
+    scores, samples that share a text, tasks of different sizes, whose samples weigh differently)
+    the sign-flip test.
     """
     before, after = np.asarray(full, float), np.asarray(method, float)
     tasks, clusters = [*tasks], [*clusters]
     change = after - before
     worse, better = int(np.sum(change < 0)), int(np.sum(change > 0))
     exact = all(_independent(scores, tasks, clusters) for scores in (before, after))
+    exact = exact and len({tasks.count(task) for task in {*tasks}}) == 1
 
     def difference(z: float) -> Interval:
         if exact and len({*tasks}) == 1:

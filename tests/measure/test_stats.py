@@ -215,6 +215,20 @@ def test_compare_counts_and_chooses_the_test():
     assert compare([0.5] * 8, method, ["a"] * 8, names(8)).test == "sign-flip"
 
 
+def test_tasks_of_different_sizes_are_tested_as_they_are_averaged():
+    """6 of 100 lost and 2 of 2 won: 47 points up on average, where counts would say down."""
+    full, method = [1] * 100 + [0] * 2, [0] * 6 + [1] * 94 + [1] * 2
+    found = compare(full, method, ["a"] * 100 + ["b"] * 2, names(102))
+    assert found.difference.mean == pytest.approx((-0.06 + 1) / 2)
+    # of 2^8 sign patterns those whose |mean| is at least as large: both of b alike, whatever a,
+    # but for 6 equal ones of a that add to b's
+    patterns = itertools.product((1, -1), repeat=8)
+    means = [abs(sum(s[:6]) / 100 + sum(s[6:]) / 2) / 2 for s in patterns]
+    assert found.test == "sign-flip"
+    assert found.p == pytest.approx(np.mean([m >= 0.47 - 1e-9 for m in means]))
+    assert compare(full[:100], method[:100], ["a"] * 50 + ["b"] * 50, names(100)).test == "mcnemar"
+
+
 def test_eight_samples_tell_a_broken_method_from_full():
     tasks = np.repeat(list("abcd"), 8)
     full = [1] * 8 + [1, 1, 1, 1, 1, 0, 1, 0] + [0.75] * 8 + [2 / 3] * 8

@@ -71,6 +71,26 @@ def test_points_are_what_was_read_and_scored(figure):
     assert hollow["random (control)"] == "none" != hollow["quest"]
 
 
+def test_a_curve_runs_along_the_budget_and_joins_no_other_options(tmp_path):
+    """MAC at two taus, its control without amendment, one calibrated per layer; a cut-off cell."""
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    told = {0.45: "mac tau=0.45", 0.6: "mac tau=0.6", 0.5: "mac tau=[30 values a1b2]"}
+    for tau, label in told.items():
+        write(tmp_path, "mac", {"tau": tau}, FULL, label=label, share=tau)
+    knobs = {"tau": 0.45, "amend": False}
+    write(tmp_path, "mac", knobs, FULL[:3], label="mac tau=0.45 amend=false", share=0.2)
+    axis = budget_curve.draw(store.read(tmp_path)).axes[0]
+    curves = {c.get_label(): c.lines[0] for c in axis.containers}
+    assert {name: len(line.get_xdata()) for name, line in curves.items()} == {
+        "mac": 3,
+        "mac amend=false": 1,
+    }
+    assert curves["mac"].get_color() == curves["mac amend=false"].get_color()
+    assert curves["mac"].get_marker() != curves["mac amend=false"].get_marker()
+    assert [text.get_text() for text in axis.texts] == ["3 of 8"]
+    plt.close("all")
+
+
 def test_the_papers_points_are_hollow_and_only_there_when_asked_for(figure):
     assert not any("paper" in label for axis in figure().axes for label in lines(axis)[1])
     long, writing, ruler = figure(paper=True).axes
