@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from macbench import tasks as benchmarks
+from macbench.checks import brief
 from macbench.errors import MacbenchError
 from macbench.measure.budget import Budgets, acceptance, budgets, match_radius
 from macbench.measure.stats import Comparison, Interval, compare, holm, interval
@@ -219,7 +220,7 @@ def _labels(rows: dict[str, pd.DataFrame]) -> dict[str, str]:
         methods = {other: json.loads(other)["method"] for other in labels if labels[other] == label}
         mine = {**methods[key]["knobs"], "version": methods[key]["version"]}
         others = [{**m["knobs"], "version": m["version"]} for m in methods.values()]
-        apart = [f"{k}={v}" for k, v in mine.items() if any(o.get(k) != v for o in others)]
+        apart = [f"{k}={brief(v)}" for k, v in mine.items() if any(o.get(k) != v for o in others)]
         answer[key] = " ".join([label, *apart])
     return answer
 

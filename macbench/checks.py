@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,13 @@ def show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def brief(value: Any) -> str:
+    """A knob's value in a label; long lists (one value per layer) by their checksum."""
+    if isinstance(value, list) and len(value) > 3:
+        return f"[{len(value)} values {sha256(show(value).encode()).hexdigest()[:4]}]"
+    return show(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:

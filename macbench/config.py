@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from macbench import calibration, overrides, presets
 from macbench.calibration import Calibration
-from macbench.checks import check_types, show
+from macbench.checks import brief, check_types, show
 from macbench.errors import MacbenchError, nearest
 
 LEAST = {"limit": 1, "block": 1, "max_new": 1, "seed": 0, "checkpoint": 0, "audit": 0}
@@ -176,7 +175,7 @@ def _variants(name: str, base: dict[str, Any], given: set[str]) -> list[MethodSp
         chosen = dict(zip(knobs, combination, strict=True))
         check_types(f"{method}.", METHODS[method], chosen)
         create(method, chosen)  # refuses what is out of range
-        label = " ".join([name, *(f"{knob}={_brief(chosen[knob])}" for knob in shown)])
+        label = " ".join([name, *(f"{knob}={brief(chosen[knob])}" for knob in shown)])
         cells.append(MethodSpec(method, variant or None, chosen, label))
     return cells
 
@@ -212,10 +211,3 @@ def _list(key: str, value: Any) -> list[Any]:
     if value == [] or (value is None and key in overrides.TAKE_LISTS):
         raise MacbenchError(f"{key} is empty; give at least one value.")
     return value if isinstance(value, list) else [value]
-
-
-def _brief(value: Any) -> str:
-    """A knob's value in a label; long lists (one value per layer) by their checksum."""
-    if isinstance(value, list) and len(value) > 3:
-        return f"[{len(value)} values {sha256(show(value).encode()).hexdigest()[:4]}]"
-    return show(value)

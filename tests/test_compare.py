@@ -247,6 +247,17 @@ def test_a_calibration_at_another_length_is_named(tmp_path):
     assert "calibrated elsewhere" not in table(store.read(tmp_path / "same"))
 
 
+def test_rows_of_one_label_are_told_apart_in_few_letters(tmp_path):
+    """Two calibrations of tau per layer for one budget."""
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    for first in (0.3, 0.4):
+        knobs = {"tau": [first] * 30, "amend": first == 0.3}
+        write(tmp_path, "mac", knobs, FULL, label="mac budget=0.5", asked={"budget": 0.5})
+    names = [name for name in grid(table(store.read(tmp_path)), "score") if name != "full"]
+    assert len({*names}) == 2 and max(map(len, names)) < 50
+    assert {name.rpartition(" ")[2] for name in names} == {"amend=false", "amend=true"}
+
+
 def test_the_tests_fit_a_hundred_columns(out):
     tables = table(store.read(out), bandwidth=1e9).split("score:")[0].splitlines()[2:]
     assert max(map(len, tables)) <= 110

@@ -37,8 +37,13 @@ Say = Callable[[str], None]
 def main(words: Sequence[str], say: Say) -> Path:
     """`macbench train`: returns the adapter's file."""
     from macbench.cell import check_writable
+    from macbench.models.load import pick_device
 
     settings = configure(words)
+    if settings.device == "auto" and pick_device("auto").type == "cpu":
+        raise MacbenchError(
+            "there is no GPU here, and on a CPU this training takes days; device=cpu insists."
+        )
     out = Path(settings.out).expanduser()
     check_writable(out)
     lm, tokenizer, folder, base = load_base(settings)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from macbench.cli import main as command
 from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter import train
 from macbench.experiments.long_context_adapter.network import Pieces
@@ -167,3 +168,10 @@ def test_settings():
     ):
         with pytest.raises(MacbenchError, match=says):
             configure(words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_days_on_a_cpu_are_not_begun_unasked(tmp_path, capsys):
+    assert command(["train", f"out={tmp_path / 'out'}"]) == 2
+    assert "there is no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
