@@ -185,12 +185,20 @@ def _calibrated(name: str) -> MethodSpec:
     from macbench.attention import METHODS, create
 
     method, _, file = name.partition("@")
+    if not file:
+        raise MacbenchError(f"'{name}' names no file; write {method}@FILE.")
     found = calibration.read(Path(file).expanduser())
     if found.method != method:
         raise MacbenchError(f"{file} calibrates {found.method}; write {found.method}@{file}.")
+    defaults = presets.read("method", method)
+    if {*found.knobs} != {*defaults}:
+        raise MacbenchError(
+            f"{file} does not hold the knobs that {method} has ({', '.join(defaults)}), so it was "
+            "edited or is of another version; run macbench calibrate again."
+        )
     check_types(f"{method}.", METHODS[method], found.knobs)
     create(method, found.knobs)
-    label = found.label(presets.read("method", method))
+    label = found.label(defaults)
     return MethodSpec(method, None, found.knobs, label, found)
 
 

@@ -292,6 +292,14 @@ def test_other_weights_and_other_files_are_refused(calibrated, tiny, tmp_path, c
     (tmp_path / "note.yaml").write_text("a: 1")
     assert main(["run", *words, f"method=mac@{tmp_path / 'note.yaml'}"]) == 2
     assert "is not a file that macbench calibrate has written" in capsys.readouterr().err
+    held = yaml.safe_load(calibrated.read_text())
+    fewer = {k: v for k, v in held["knobs"].items() if k != "K"}
+    for knobs in (fewer, {**held["knobs"], "new": 1}):  # a default would not be what was calibrated
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump({**held, "knobs": knobs}))
+        assert main(["run", *words, f"method=mac@{tmp_path / 'other.yaml'}"]) == 2
+        assert "does not hold the knobs that mac has" in capsys.readouterr().err
+    assert main(["run", *words, "method=mac@"]) == 2
+    assert "names no file; write mac@FILE" in capsys.readouterr().err
     assert main(["run", *words, f"method=quest@{calibrated}"]) == 2
     assert "calibrates mac" in capsys.readouterr().err
 
