@@ -65,13 +65,19 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
         for spec in config.cells if all(tasks.counts(t) == "row" for t in config.tasks) else ():
             reachable(spec, model.geometry, length, config.unreachable)
     groups = list(make_groups(config, model, progress))
+    floors: dict[str, None] = {}  # what runs at its floor, said once
     for group in groups:
         model.prepare(group.tokens)
         for spec in config.cells:
-            reachable(spec, model.geometry, group.tokens, config.unreachable)
+            _, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if floor is not None:
+                least = f"{100 * floor:.1f} % of bytes at {group.length} tokens"
+                floors[f"{spec.label} cannot be reached; it runs at its floor, {least}."] = None
             if spec.calibration:
                 prompts = map(prompt_sha, group.requests)
                 spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
+    for told in floors:
+        progress.note(told)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:

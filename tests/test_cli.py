@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from macbench import presets, store
+from macbench.attention import METHODS
 from macbench.blocks import summarise
 from macbench.cli import main, parser
 from macbench.config import configure
@@ -101,6 +102,28 @@ def test_a_budget_below_the_floor_names_the_floor_and_unreachable_runs_it(capsys
     assert not list(here.glob("results/*/"))
     assert main(run(*tiny, *words, "unreachable=floor")) == 0
     assert "min " in capsys.readouterr().out
+
+
+def test_every_method_with_a_budget_runs_at_its_floor_and_says_so(capsys, here, tiny):
+    """In the words of the run and, as `min`, in the table; oracle_topk reads every key anyway."""
+    asked = {
+        name: knob
+        for name, method in METHODS.items()
+        for knob in ("budget", "tokens")
+        if knob in method.__dataclass_fields__ and name != "oracle_topk"
+    }
+    assert len(asked) >= 10
+    words = [f"{name}.{knob}=0.0001" for name, knob in asked.items()]
+    words += [f"method=[full,{','.join(asked)}]", "unreachable=floor", "out=results"]
+    assert main(run(*tiny, *words)) == 0
+    out, err = capsys.readouterr()
+    for name, knob in asked.items():
+        (said,) = [line for line in err.splitlines() if line.startswith(f"{name} {knob}=0.0001 ")]
+        assert "runs at its floor" in said and "1024 tokens" in said
+    for line in summarise(store.read("results"))[0].lines[1:]:
+        assert line.asked.startswith("min ") and line.asked[4:] in err
+        if line.label.split()[0] != "multipole":  # its buffer is one to two intervals long
+            assert line.budgets.byte == pytest.approx(line.plan.floor, rel=0.25)  # of 872 tokens
 
 
 def test_an_unwritable_results_folder(capsys, here, tiny):

@@ -17,6 +17,7 @@ from macbench.progress import Progress
 
 TASKS = ("niah_single_2", "niah_multikey_1", "niah_multiquery", "fwe")
 ANSWER = 40  # tokens: RULER's longest answer, four numbers, takes about 37
+LETTER = 16  # tokens: "The correct answer is (B)" takes 9
 MODEL = "model=smollm2-long"
 MAC = ("mac.tau=[0.3,0.45]", "mac.K=128", "mac.r=64")
 
@@ -41,8 +42,9 @@ def runs(out: Path, samples: int, length: str) -> dict[str, list[str]]:
         "task=longbench_v2",
         "longbench_v2.data=embedded",
         "length=1k",
-        "limit=12",
-        "block=6",
+        "limit=20",
+        "block=10",
+        f"max_new={LETTER}",
         "method=[full,mac,quest/shared,streaming_llm]",
         "quest.budget=0.4",
         "streaming_llm.budget=0.4",
@@ -75,8 +77,9 @@ def main(out: Path, samples: int, length: str, progress: Progress) -> int:
         code = max(code, run.run(config, progress, sharing=False))
     print(f"\n{report.table(store.read(out), 'text')}")
     print(
-        f"MAC's K and r are scaled to short prompts; RULER's answers are cut at {ANSWER} tokens, "
-        "where it allows 128 (fwe: 50), and texts at 256.\n"
+        f"MAC's K and r are scaled to short prompts. Answers are cut at {ANSWER} tokens (RULER "
+        f"allows 128, for fwe 50) and {LETTER} (LongBench v2: 128), texts at 256 (LongGenBench: "
+        "16000).\n"
     )
     for figure in ("accuracy_budget", "layer_heatmaps"):
         for path in plots.draw(figure, out):
