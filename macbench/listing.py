@@ -6,10 +6,13 @@ import re
 import sys
 from dataclasses import fields
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from macbench import presets
 from macbench.checks import show
+
+if TYPE_CHECKING:
+    from macbench.attention import Geometry
 
 Row = dict[str, Any]
 LENGTH = 8192  # at which the least budget of a method is told, of the embedded model
@@ -56,15 +59,21 @@ def methods() -> list[Row]:
 
 
 def least_budget(name: str, knobs: Row) -> float | None:
-    import torch
+    from macbench.attention import METHODS, create
 
-    from macbench.attention import METHODS, Geometry, create
-
-    shape = Geometry(*SIZES, 1.0, torch.device("cpu"), torch.bfloat16, lambda x, _: x)
     known = {field.name for field in fields(METHODS[name])}  # type: ignore[arg-type]
     method = create(name, {**knobs, **dict.fromkeys({"budget", "tokens"} & known, LEAST)})
-    floor = method.floor(shape, LENGTH)
-    return method.predicted(shape, LENGTH, LENGTH) if floor is None else floor
+    floor = method.floor(shape(), LENGTH)
+    return method.predicted(shape(), LENGTH, LENGTH) if floor is None else floor
+
+
+def shape() -> Geometry:
+    """The embedded model's, with a cache of 2 bytes a number."""
+    import torch
+
+    from macbench.attention import Geometry
+
+    return Geometry(*SIZES, 1.0, torch.device("cpu"), torch.bfloat16, lambda x, _: x)
 
 
 def text(rows: list[Row]) -> str:

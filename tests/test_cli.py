@@ -8,16 +8,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from macbench import presets, store
+from macbench import listing, presets, store
 from macbench.attention import METHODS
 from macbench.blocks import summarise
 from macbench.cli import main, parser
 from macbench.config import configure
 from macbench.experiments import demo
+from macbench.run import reachable
 
 ROOT = Path(__file__).parents[1]
 WINDOW = 2048
@@ -211,29 +214,46 @@ def test_a_sweep_with_a_failing_job_says_so_and_does_the_others(capsys, here, ti
     assert len(rows(here / "results")) == 1
 
 
-def test_the_demo_makes_one_table_of_three_benchmarks_and_continues(capsys, here, tiny):
-    """On a model that is small enough for a test."""
-
-    def commands(samples: int) -> list[list[str]]:
-        asked = demo.runs(Path("results"), samples, "1k").values()
-        own = [[word for word in words if not word.startswith("model")] for words in asked]
-        return [["run", *words, *tiny, "unreachable=floor"] for words in own]
-
-    assert [main(words) for words in commands(samples=1)] == [0, 0, 0]
+def test_the_demo_makes_one_table_of_three_benchmarks_and_continues(
+    capsys, here, tiny, monkeypatch
+):
+    """On a model that is small enough for a test, whose two layers are both dense for Quest."""
+    monkeypatch.setattr(demo, "MODEL", (*tiny, "unreachable=floor"))
+    words = ["demo", "--length", "1k", "--out", "results", "--samples"]
+    assert main([*words, "1"]) == 0
+    out = capsys.readouterr().out
     blocks = summarise(store.read("results"))
     for block, name in zip(blocks, ("RULER", "LongBench v2", "LongGenBench"), strict=True):
-        assert f"{name} source=embedded" in block.title
+        assert f"{name} source=embedded" in block.title and block.title in out
         labels = [line.label.split()[0] for line in block.lines]
         assert labels[0] == "full" and {"mac", "streaming_llm"} < {*labels}
+    assert blocks[0].noise is not None
+    assert "max_new=" in blocks[0].title and "max_new=" in blocks[1].title
     assert "capped" in blocks[2].title and "judge=keyword" in blocks[2].title
-    assert main(["plot", "accuracy_budget", "--from", "results"]) == 0
-    assert main(["plot", "layer_heatmaps", "--from", "results"]) == 0
+    figures = [line.split()[1] for line in out.splitlines() if line.startswith("figure: ")]
+    assert len(figures) == 2 and all(Path(figure).stat().st_size for figure in figures)
+    assert main(shlex.split(out.splitlines()[-1])[-2:]) == 0  # the command it ends with
 
     first = rows(here / "results")
-    assert [main(words) for words in commands(samples=2)] == [0, 0, 0]
+    assert main([*words, "2"]) == 0
     for cell, samples in rows(here / "results").items():
         assert samples[: len(first[cell])] == first[cell]
         assert len(samples) == len(first[cell]) + ("ruler" in cell)
+
+
+@pytest.mark.parametrize("length", ["2k", "4k", "8k"])
+def test_the_demo_has_eight_methods_in_thirteen_cells_at_budgets_that_can_be_reached(length):
+    shape = replace(listing.shape(), dtype=torch.float32)
+    found = {k: configure(words) for k, words in demo.runs(Path("out"), 1, length).items()}
+    cells = [cell for cell in found["RULER"].cells if cell.variant != "split"]
+    assert len(cells) == 13 and len({cell.name for cell in cells}) == 8
+    for config, tokens in zip(found.values(), (*found["RULER"].lengths, 1024, 640), strict=True):
+        for cell in config.cells:
+            method, floor = reachable(cell, shape, tokens, "refuse")
+            assert floor is None
+            read = method.predicted(shape, tokens, tokens)
+            if "budget" in cell.knobs and read is not None:
+                assert read == pytest.approx(cell.knobs["budget"], rel=0.02)
 
 
 # --- what there is -------------------------------------------------------------------------------

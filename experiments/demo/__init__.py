@@ -17,8 +17,8 @@ from macbench.progress import Progress
 
 TASKS = ("niah_single_2", "niah_multikey_1", "niah_multiquery", "fwe")
 ANSWER = 40  # tokens: RULER's longest answer, four numbers, takes about 37
-LETTER = 16  # tokens: "The correct answer is (B)" takes 9
-MODEL = "model=smollm2-long"
+CHOICE = 64  # tokens: what a reply goes by, and then "The correct answer is (B)"
+MODEL = ("model=smollm2-long",)
 MAC = ("mac.tau=[0.3,0.45]", "mac.K=128", "mac.r=64")
 
 
@@ -44,7 +44,7 @@ def runs(out: Path, samples: int, length: str) -> dict[str, list[str]]:
         "length=1k",
         "limit=20",
         "block=10",
-        f"max_new={LETTER}",
+        f"max_new={CHOICE}",
         "method=[full,mac,quest/shared,streaming_llm]",
         "quest.budget=0.4",
         "streaming_llm.budget=0.4",
@@ -60,7 +60,7 @@ def runs(out: Path, samples: int, length: str) -> dict[str, list[str]]:
         "streaming_llm.budget=0.4",
     ]
     asked = {"RULER": ruler, "LongBench v2": questions, "LongGenBench": writing}
-    return {name: [MODEL, *words, *MAC, f"out={out}"] for name, words in asked.items()}
+    return {name: [*MODEL, *words, *MAC, f"out={out}"] for name, words in asked.items()}
 
 
 def main(out: Path, samples: int, length: str, progress: Progress) -> int:
@@ -78,7 +78,7 @@ def main(out: Path, samples: int, length: str, progress: Progress) -> int:
     print(f"\n{report.table(store.read(out), 'text')}")
     print(
         f"MAC's K and r are scaled to short prompts. Answers are cut at {ANSWER} tokens (RULER "
-        f"allows 128, for fwe 50) and {LETTER} (LongBench v2: 128), texts at 256 (LongGenBench: "
+        f"allows 128, for fwe 50) and {CHOICE} (LongBench v2: 128), texts at 256 (LongGenBench: "
         "16000).\n"
     )
     for figure in ("accuracy_budget", "layer_heatmaps"):
