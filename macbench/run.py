@@ -127,6 +127,8 @@ def run_group(
         methods, cells = [], []
         for spec in config.cells:
             method, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if floor is not None and method in methods:
+                continue  # two budgets below the floor are one cell
             identity = identify(config, model, group, spec, method)
             about = describe(config, model, group, spec, floor)
             parts = [model.name, group.task_name, str(group.length), spec.label]

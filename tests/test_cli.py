@@ -108,7 +108,8 @@ def test_a_budget_below_the_floor_names_the_floor_and_unreachable_runs_it(capsys
 
 
 def test_every_method_with_a_budget_runs_at_its_floor_and_says_so(capsys, here, tiny):
-    """In the words of the run and, as `min`, in the table; oracle_topk reads every key anyway."""
+    """In the words of the run and, as `min`, in the table; once, however many budgets are below
+    it. oracle_topk reads every key anyway."""
     asked = {
         name: knob
         for name, method in METHODS.items()
@@ -116,14 +117,16 @@ def test_every_method_with_a_budget_runs_at_its_floor_and_says_so(capsys, here, 
         if knob in method.__dataclass_fields__ and name != "oracle_topk"
     }
     assert len(asked) >= 10
-    words = [f"{name}.{knob}=0.0001" for name, knob in asked.items()]
+    words = [f"{name}.{knob}=[0.0001,0.0002]" for name, knob in asked.items()]
     words += [f"method=[full,{','.join(asked)}]", "unreachable=floor", "out=results"]
     assert main(run(*tiny, *words)) == 0
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     for name, knob in asked.items():
         (said,) = [line for line in err.splitlines() if line.startswith(f"{name} {knob}=0.0001 ")]
         assert "runs at its floor" in said and "1024 tokens" in said
-    for line in summarise(store.read("results"))[0].lines[1:]:
+    lines = summarise(store.read("results"))[0].lines[1:]
+    assert sorted(line.label.split()[0] for line in lines) == sorted(asked)
+    for line in lines:
         assert line.asked.startswith("min ") and line.asked[4:] in err
         if line.label.split()[0] != "multipole":  # its buffer is one to two intervals long
             assert line.budgets.byte == pytest.approx(line.plan.floor, rel=0.25, abs=0.02)
@@ -217,8 +220,16 @@ def test_a_sweep_with_a_failing_job_says_so_and_does_the_others(capsys, here, ti
 def test_the_demo_makes_one_table_of_three_benchmarks_and_continues(
     capsys, here, tiny, monkeypatch
 ):
-    """On a model that is small enough for a test, whose two layers are both dense for Quest."""
-    monkeypatch.setattr(demo, "MODEL", (*tiny, "unreachable=floor"))
+    """On a model that is small enough for a test: two layers, both dense for Quest, and heads of 16
+    channels."""
+    asked = demo.runs
+
+    def small(*args) -> dict[str, list[str]]:
+        found = asked(*args)
+        found["RULER"].append("kivi.group_size=16")
+        return {name: [*words[1:], *tiny, "unreachable=floor"] for name, words in found.items()}
+
+    monkeypatch.setattr(demo, "runs", small)
     words = ["demo", "--length", "1k", "--out", "results", "--samples"]
     assert main([*words, "1"]) == 0
     out = capsys.readouterr().out

@@ -16,10 +16,10 @@ ceil(tokens / chunk) r b bytes of bounds, about T / 2 tokens' worth, and k token
 reads everything. So T is read once the answer has filled its room, and max_new / 2C less of it at
 the prompt: sizes depend on max_new, which is why there is no `predicted`.
 
-Differs from the authors' code: what rounding leaves is handed out (there k is T / 2); bounds persist
-instead of being recomputed at every step (as in their faster program); the prefill is exact and no
-prompt token is decoded by the method (theirs decodes the last one); where max_new is small the window
-stays whole; at budget=1 every layer is dense.
+Differs from the authors' code: what rounding leaves is handed out (there k is T / 2); bounds
+persist instead of being recomputed at every step (as in their faster program); the prefill is exact
+and no prompt token is decoded by the method (theirs decodes the last one); where max_new is small
+the window stays whole; at budget=1 every layer is dense.
 """
 
 from __future__ import annotations
