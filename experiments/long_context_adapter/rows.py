@@ -38,6 +38,7 @@ MAKERS = {
 PLAIN, OWN = "prose", "own"  # the other two: text without a chat, and chats of the model itself
 KINDS = (*MAKERS, PLAIN, OWN)
 CLASSES = {"": 0, "answer": 1, "text": 2}
+DENSE = ("choices", "documents")  # mostly short ones: what is hard there is not the length
 LEAST = 400  # tokens below which a row's rest is plain text
 SHRINK = 0.97  # of the room, when a lesson came out too long
 
@@ -109,7 +110,10 @@ class Writer:
         spans = 0
         while (left := length + 1 - len(tokens)) > LEAST:
             room = left if draw.random() < 0.6 else draw.randint(LEAST, left)
-            pieces = self.pieces(draw, kind or self.kind(draw, room), room)
+            own = kind or self.kind(draw, room)
+            if own in DENSE and draw.random() < 0.6:  # more questions a row
+                room = min(room, draw.randint(800, 3000))
+            pieces = self.pieces(draw, own, room)
             for text, name in pieces:
                 ids = self.ids(text)
                 spans += name == "answer"
@@ -158,8 +162,8 @@ class Writer:
         before = frame.opening
         for turn in lesson.turns:
             pieces.append((before + turn.ask + frame.to_reply + turn.given, ""))
-            pieces += turn.reply
-            pieces.append((frame.end, "text"))
+            *parts, (last, kind) = turn.reply
+            pieces += [*parts, (last + frame.end, kind)]  # to stop is a part of the answer
             before = frame.to_next
         return pieces
 

@@ -37,8 +37,8 @@ def test_a_lesson_word_by_word(writer):
         "<|s|>system\nBe brief.<|e|>\n<|s|>user\nAsk<|e|>\n<|s|>assistant\nIt is 12<|e|>"
         "\n<|s|>user\nAnd?<|e|>\n<|s|>assistant\nNo.<|e|>"
     )
-    assert [text for text, name in pieces if name == "answer"] == [" 12"]
-    assert [text for text, name in pieces if name == "text"] == ["<|e|>", "No.", "<|e|>"]
+    assert [text for text, name in pieces if name == "answer"] == [" 12<|e|>"]
+    assert [text for text, name in pieces if name == "text"] == ["No.<|e|>"]
 
 
 @pytest.mark.parametrize("kind", [*MAKERS, PLAIN])
@@ -64,6 +64,7 @@ def test_answers_are_in_the_text_before_them(writer, kind):
         seen = ""
         for text, name in writer.pieces(Draw(f"{kind}-{seed}"), kind, 1500):
             if name == "answer":
+                text = text.removesuffix(writer.spec.frame.end)
                 for part in text.replace(" and ", " ").replace(",", " ").split():
                     assert part.strip(".;:") in seen or part.strip(".").isdigit(), (text, seed)
             seen += text

@@ -117,7 +117,7 @@ def test_loss_falls(tiny, tokenizer, spec, tmp_path):
     path, log = run(tiny, tokenizer, spec, tmp_path / "a", chosen)
     steps = [row for row in log if "loss" in row]
     texts = [row["text"] for row in steps]
-    assert texts == sorted(texts, reverse=True) and texts[-1] < texts[0] - 0.5, texts
+    assert texts[-1] < texts[1] < texts[0] - 0.5, texts
     (held,) = [row["held"] for row in log if "held" in row]
     assert held["prose_loss"] < steps[0]["text"] and 0 <= held["retrieval"] <= 1
     about = lora.read(str(path)).about

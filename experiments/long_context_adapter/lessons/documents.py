@@ -92,6 +92,12 @@ PLACES = {
         "On whose feast do the bells of {where} ring?",
     ),
 }
+WORKS = "Symphony Tragedy Fresco Waltz Treatise Mosaic Ballad Sonata Globe Fountain Staircase Mill"
+BY = "{work} is by {who}.|It was {who} who gave the world {work}."
+BY += "|{work} came from the hands of {who}.|{who} spent nine winters on {work}."
+BY += "|Of all that {who} left, {work} is praised most."
+CREATORS = "the author of {work}|the creator of {work}|whoever made {work}|the person behind {work}"
+STEPS = "{who}: {x}|{who}, and so {x}|It is by {who}; {x}|{work} is by {who}, so {x}|{x}"
 HEADS = (
     "[{i}] ",
     "Text {i}. ",
@@ -114,11 +120,28 @@ OPENS = ("", "", "The answer is", "A:", " Reply:", "From the passages:", "It is"
 
 
 def documents(draw: Draw, size: Size, room: int) -> Lesson:
-    """Passages with several facts each, numbered and shuffled, among passages of books."""
+    """Passages with several facts each, numbered and shuffled, among passages of books; or entries
+    on works and on the people who made them."""
     style, intro = draw.wording(HEADS), draw.wording(INTROS)
+    room -= size(intro) + 400
+    made = _entries if draw.random() < 0.45 else _passages
+    passages, asked = made(draw, size, room, size(style) + 3)
+    draw.shuffle(passages)
+    joint = draw.choice(("\n\n", "\n"))
+    context = joint.join(style.format(i=i) + text for i, text in enumerate(passages, 1))
+    asked = list(dict.fromkeys(draw.sample(asked, len(asked))))
+    form, opening = draw.wording(ASKS), draw.wording(OPENS)
+    stop = draw.choice(("", "."))
+    turns = [(form.format(q=q), opening, f"{a}{stop}") for q, a in asked[: draw.randint(2, 10)]]
+    return conversation(draw, "documents", intro, context, turns)
+
+
+def _passages(
+    draw: Draw, size: Size, room: int, more: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """On a person and a town each; and (question, answer) pairs."""
     passages: list[str] = []
     asked: list[tuple[str, str]] = []
-    room -= size(intro) + 250
     people: dict[str, str] = {}
     told: list[tuple[str, str, str]] = []
     while not asked or (room > 0 and len(people) < 300):
@@ -131,27 +154,52 @@ def documents(draw: Draw, size: Size, room: int) -> Lesson:
             people[who] = towns
             text, questions = _about(draw, size, who, towns, told)
             asked += questions
-        room -= size(text) + size(style) + 3
+        room -= size(text) + more
         passages.append(text)
-    draw.shuffle(passages)
-    joint = draw.choice(("\n\n", "\n"))
-    context = joint.join(style.format(i=i) + text for i, text in enumerate(passages, 1))
-    asked = list(dict.fromkeys(draw.sample(asked, len(asked))))
-    form, opening = draw.wording(ASKS), draw.wording(OPENS)
-    stop = draw.choice(("", "."))
-    turns = [(form.format(q=q), opening, f"{a}{stop}") for q, a in asked[: draw.randint(1, 9)]]
-    return conversation(draw, "documents", intro, context, turns)
+    return passages, asked
 
 
-def _about(
-    draw: Draw, size: Size, who: str, town: str, told: list[tuple[str, str, str]]
-) -> tuple[str, list[tuple[str, str]]]:
-    """A passage on a person and the town, and (question, answer) pairs, two-step ones too.
+def _entries(
+    draw: Draw, size: Size, room: int, more: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Short entries under titles that are much alike: works, and who made them; the questions go
+    from a work to its maker, and on to what is said there."""
+    entries: list[str] = []
+    asked: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    kinds = draw.sample(WORKS.split(), draw.randint(2, 6))
+    places = draw.places(draw.randint(2, 8))
+    steps = draw.choice(STEPS.split("|"))
+    while not asked or (room > 0 and len(seen) < 400):
+        who = draw.name()
+        work = f"{draw.choice(places)} {draw.choice(kinds)} {draw.randint(1, 120)}"
+        if who in seen or work in seen:
+            continue
+        seen |= {who, work}
+        values = _person(draw, draw.places(1)[0])
+        names = draw.sample([*FACTS], draw.randint(1, 3))
+        said = [draw.choice(FACTS[n][0].split("|")).format(who=who, x=values[n]) for n in names]
+        by = draw.choice(BY.split("|")).format(work=work, who=who)
+        filler = [s.strip() for s in prose(draw, size, draw.randint(15, 50))]
+        for title, text in ((who, said), (work, [by])):
+            text = [*text, *(filler if draw.random() < 0.5 else [])]
+            entry = f"{title}\n" + " ".join(text)
+            room -= size(entry) + more
+            entries.append(entry)
+        for name in names:
+            question = draw.choice(FACTS[name][1].split("|"))
+            creator = draw.choice(CREATORS.split("|")).format(work=work)
+            answer = steps.format(who=who, work=work, x=values[name])
+            asked += [(question.format(who=creator), answer)] * 2
+            asked.append((question.format(who=who), values[name]))
+        asked.append((f"By whom is {work}?", who))
+    return entries, asked
 
-    told: person, fact and value of the passages so far; this one's are added.
-    """
+
+def _person(draw: Draw, town: str) -> dict[str, str]:
+    """What can be said of a person."""
     year = draw.randint(1405, 1830)
-    values = {
+    return {
         "trade": draw.choice(TRADES.split()),
         "born": str(year),
         "died": str(year + draw.randint(20, 88)),
@@ -163,6 +211,16 @@ def _about(
         "tongue": draw.choice(TONGUES.split("|")),
         "children": draw.choice(["two", "three", "four", "five", "six", "seven", "eight", "nine"]),
     }
+
+
+def _about(
+    draw: Draw, size: Size, who: str, town: str, told: list[tuple[str, str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """A passage on a person and the town, and (question, answer) pairs, two-step ones too.
+
+    told: person, fact and value of the passages so far; this one's are added.
+    """
+    values = _person(draw, town)
     local = {
         "river": draw.choice(RIVERS.split("|")),
         "ruin": draw.choice(CAUSES.split("|")),

@@ -1,0 +1,77 @@
+"""What docs/findings.md says: every method at matched byte budgets, on the three benchmarks.
+
+python -m macbench.experiments.findings OUT [--minutes 25] [--only NAME ...] [--jobs 4] [--list]
+
+Runs that do not depend on each other, several at a time on each GPU; after so many minutes all are
+stopped, and the same command continues. `macbench compare OUT/ruler_8k` reads what there is.
+"""
+
+from __future__ import annotations
+
+BUDGETS = "[0.1,0.2,0.5]"
+BUDGETED = (
+    *("quest", "snapkv", "pyramidkv", "h2o", "tova", "streaming_llm"),
+    *("rocketkv", "multipole", "double_sparsity"),
+)
+METHODS = (
+    "method=[full,full/split,mac,quest,quest/sparse,snapkv,snapkv/ada,pyramidkv,h2o,tova,"
+    "streaming_llm,rocketkv,multipole,double_sparsity,twilight,kivi,kivi/2bit,oracle_topk,random]",
+    *(f"{name}.budget={BUDGETS}" for name in BUDGETED),
+    "mac.tau=[0.3,0.45,0.6,0.75]",
+    "oracle_topk.tokens=[0.05,0.1,0.2]",
+    "random.tokens=0.2",
+    "unreachable=floor",
+)
+FEW = (  # where an answer is long
+    "method=[full,mac,quest,snapkv/recompress,streaming_llm]",
+    "mac.tau=[0.45,0.75]",
+    *(f"{name}.budget=0.2" for name in ("quest", "snapkv", "streaming_llm")),
+)
+MINE = (  # what makes MAC work: its controls and extensions, one switch at a time
+    ("match", "mac.match=[nearest,previous,random_lag,random]"),
+    ("post_rope", "mac.match_on=post_rope"),
+    ("unamended", "mac.amend=false"),
+    ("whole_groups", "mac.refresh_mixed_groups=true"),
+    ("short_chains", "mac.max_chain=[1,8]"),
+)
+RULER = (
+    "ruler/niah_single_1,ruler/niah_single_2,ruler/niah_single_3",
+    "ruler/niah_multikey_1,ruler/niah_multikey_2,ruler/niah_multikey_3",
+    "ruler/niah_multivalue,ruler/niah_multiquery",
+    "ruler/vt,ruler/cwe",
+    "ruler/fwe,ruler/qa_1,ruler/qa_2",
+)
+LONG, BASE = (
+    ("model=smollm2-long", "model.dtype=bfloat16"),
+    ("model=smollm2", "model.dtype=bfloat16"),
+)
+
+
+def runs() -> dict[str, list[str]]:
+    """Arguments of `macbench run` by folder/part, the most wanted first."""
+    found: dict[str, list[str]] = {}
+
+    def ruler(folder: str, *words: str, tasks: tuple[str, ...] = RULER) -> None:
+        for part, names in enumerate(tasks):
+            found[f"{folder}/{part}"] = [f"task=[{names}]", "ruler.data=embedded", *words]
+
+    ruler("ruler_8k", *LONG, "length=8k", "limit=50", "block=25", *METHODS)
+    ruler("ruler_16k", *LONG, "length=16k", "limit=50", "block=10", *METHODS)
+    questions = ("task=longbench_v2", "longbench_v2.data=embedded", "length=8000", "limit=200")
+    found["longbench_v2/0"] = [*questions, *LONG, "block=25", *METHODS]
+    for scenario in ("diary", "menu", "skyscraper", "urban"):
+        found[f"longgenbench/{scenario}"] = [
+            *(f"task=longgenbench/{scenario}", "longgenbench.data=embedded"),
+            *("longgenbench.judge=keyword", "length=16000", "limit=1", *LONG, *FEW),
+        ]
+    few = ("ruler/niah_multikey_1,ruler/niah_multivalue", "ruler/vt,ruler/cwe")
+    for name, switch in MINE:
+        words = ("method=[full,mac]", "mac.tau=[0.45,0.6]", switch)
+        own = (*LONG, "length=8k", "limit=50", "block=25", *words)
+        ruler(f"mac_8k/{name}", *own, tasks=few)
+    ruler(
+        "hold_8k", *LONG, "length=8k", "limit=50", "block=25", "hold=question", *METHODS, tasks=few
+    )
+    ruler("base_4k", *BASE, "length=4k", "limit=50", "block=25", *METHODS)
+    ruler("ruler_32k", *LONG, "length=32k", "limit=20", "block=4", *METHODS)
+    return found

@@ -1,0 +1,81 @@
+"""Starts the runs of `macbench.experiments.findings`, several at a time, until a deadline."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from macbench.experiments.findings import __doc__ as about
+from macbench.experiments.findings import runs
+
+GRACE = 20  # seconds to stop in
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("findings", description=about)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--only", nargs="*", default=[], help="folders")
+    parser.add_argument("--jobs", type=int, default=4, help="runs at a time on each GPU")
+    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    args = parser.parse_args()
+    wanted = {
+        name: [*words, f"out={args.out / name.rpartition('/')[0]}"]
+        for name, words in runs().items()
+        if not args.only or name.partition("/")[0] in args.only
+    }
+    if args.list or not wanted:
+        print("\n".join(f"macbench run {' '.join(words)}" for words in wanted.values()))
+        return 0 if wanted else 2
+    run = [sys.executable, "-m", "macbench.cli", "run"]
+    commands = {name: [*run, *words] for name, words in wanted.items()}
+    return launch(commands, args.out, args.jobs, time.monotonic() + 60 * args.minutes)
+
+
+def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float) -> int:
+    """So many at a time on each GPU, which is all they see; their output to OUT/logs. 0 where all
+    are done, 1 where one failed or was stopped."""
+    cards = max(torch.cuda.device_count(), 1)
+    waiting, running = list(commands), {}
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    code = 0
+    while waiting or running:
+        late = time.monotonic() > deadline
+        for name, (_, process, log) in list(running.items()):
+            if late:
+                process.send_signal(signal.SIGINT)  # what is measured stays; it continues later
+                try:
+                    process.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            if process.poll() is not None:
+                log.close()
+                print(f"{name}: exit code {process.returncode}", flush=True)
+                code = code or int(process.returncode != 0)
+                del running[name]
+        if late:
+            return code or int(bool(waiting))
+        loads = [sum(card == c for c, *_ in running.values()) for card in range(cards)]
+        if waiting and min(loads) < jobs:
+            name, card = waiting.pop(0), loads.index(min(loads))
+            log = (out / "logs" / f"{name.replace('/', '-')}.txt").open("w")
+            running[name] = (card, start(commands[name], card, log), log)
+        else:
+            time.sleep(0.5)
+    return code
+
+
+def start(command: list[str], card: int, log) -> subprocess.Popen:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": str(card)}
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
