@@ -45,8 +45,12 @@ class Totals:
     sharing: dict[str, float] = field(default_factory=dict)
 
 
-def run(config: RunConfig, progress: Progress) -> int:
-    """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed."""
+def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
+    """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed.
+
+    sharing: on a CPU, also time what decoding all methods together saves (`Engine.sharing`; once,
+    for as long as a dozen decode steps of every method).
+    """
     began = time.time()
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
     check_writable(config.out)
@@ -61,17 +65,23 @@ def run(config: RunConfig, progress: Progress) -> int:
         for spec in config.cells if all(tasks.counts(t) == "row" for t in config.tasks) else ():
             reachable(spec, model.geometry, length, config.unreachable)
     groups = list(make_groups(config, model, progress))
+    floors: dict[str, None] = {}  # what runs at its floor, said once
     for group in groups:
         model.prepare(group.tokens)
         for spec in config.cells:
-            reachable(spec, model.geometry, group.tokens, config.unreachable)
+            _, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if floor is not None:
+                least = f"{100 * floor:.1f} % of bytes at {group.length} tokens"
+                floors[f"{spec.label} cannot be reached; it runs at its floor, {least}."] = None
             if spec.calibration:
                 prompts = map(prompt_sha, group.requests)
                 spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
+    for told in floors:
+        progress.note(told)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:
-        run_group(config, model, group, totals, progress)
+        run_group(config, model, group, totals, progress, sharing)
     progress.stop()
     record_run(config, totals, began)
     del model, groups  # a judge may need the memory
@@ -102,7 +112,12 @@ def reachable(
 
 
 def run_group(
-    config: RunConfig, model: Model, group: Group, totals: Totals, progress: Progress
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    totals: Totals,
+    progress: Progress,
+    sharing: bool,
 ) -> None:
     """All cells of one (task, length), block by block; rows are on disk after each block.
 
@@ -112,6 +127,8 @@ def run_group(
         methods, cells = [], []
         for spec in config.cells:
             method, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if floor is not None and method in methods:
+                continue  # two budgets below the floor are one cell
             identity = identify(config, model, group, spec, method)
             about = describe(config, model, group, spec, floor)
             parts = [model.name, group.task_name, str(group.length), spec.label]
@@ -149,7 +166,7 @@ def run_group(
                     totals.repeat_mismatch += differing(model, group, block, cells, answers)
                     keep_all(answers)
                     on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
-                    if not totals.sharing and len(methods) > 1 and on_cpu:
+                    if sharing and not totals.sharing and len(methods) > 1 and on_cpu:
                         totals.sharing = engine.sharing(requests)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):

@@ -14,9 +14,10 @@ tokens, its older half becomes clusters of its own.
 
 Read per KV head: 1 / per_cluster of the clustered tokens times d b (2 d b with replacement) + 4
 bytes of centroids and counts; sink + (1 to 2) interval + at most T tokens. T follows from the
-budget, with a buffer of 1.5 intervals. Differs from the authors' code: draws are seeded; tokens
-are listed by cluster instead of labelled; if all clusters fit, all are chosen (theirs leaves the
-last); new clusters are refined among their own tokens, by 4 iterations, not within the last block.
+budget, with a buffer of 1.5 intervals; data decide how much of T whole clusters fill, which is why
+there is no `predicted`. Differs from the authors' code: draws are seeded; tokens are listed by
+cluster instead of labelled; if all clusters fit, all are chosen (theirs leaves the last); new
+clusters are refined among their own tokens, by 4 iterations, not within the last block.
 """
 
 from __future__ import annotations
