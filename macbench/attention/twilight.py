@@ -134,9 +134,11 @@ class Twilight(Method):
         """
         logits = logits.reshape(len(tokens), tokens.shape[1], -1, tokens.shape[-1])
         weights, total, _ = paged.softmax(logits, listed[:, :, None].expand(logits.shape))
-        mass, order = (weights / total).mean(2).sort(dim=-1, descending=True, stable=True)
+        mass = (weights / total).mean(2).masked_fill(~listed, -1.0)  # behind those of mass 0
+        mass, order = mass.sort(dim=-1, descending=True, stable=True)
         counts = listed.sum(-1)
         if self.p < 1:
+            mass = mass.clamp_min(0)
             short = mass.cumsum(-1) - mass < self.p  # without this one
             counts = short.sum(-1).minimum(counts)
         return tokens.gather(-1, order), counts
