@@ -14,10 +14,11 @@ is one more entry of the softmax, of logit l_i, weight n_i and value its mean. W
 
 Read per KV head: 1 / per_cluster of the clustered tokens times d b (2 d b with replacement) + 4
 bytes of centroids and counts; sink + (1 to 2) interval + at most T tokens. T follows from the
-budget, with a buffer of 1.5 intervals. Differs from the authors' code: draws are seeded; tokens are
-listed by cluster instead of labelled; if all clusters fit, all are chosen (theirs leaves the last);
-new clusters are refined among their own tokens, by 4 iterations, not within the last block; behind
-a prompt of fewer than 2048 tokens queries are rotated to its end.
+budget and the buffer at the prompt's end, with half a cluster more, which stays unused on average.
+Differs from the authors' code: draws are seeded; tokens are listed by cluster instead of labelled;
+if all clusters fit, all are chosen (theirs leaves the last); new clusters are refined among their
+own tokens, by 4 iterations, not within the last block; behind a prompt of fewer than 2048 tokens
+queries are rotated to its end.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Multipole(Method):
     authors' f); interval: a multiple of it."""
 
     name: ClassVar[str] = "multipole"
-    version: ClassVar[int] = 2  # 2: logits of centroids where rotary embeddings scale or switch
+    # 2: logits of centroids where rotary embeddings scale or switch; T by the prompt's own buffer
+    version: ClassVar[int] = 2
     budget: float = 0.2
     per_cluster: int = 16
     interval: int = 128
@@ -85,16 +87,18 @@ class Multipole(Method):
 
     def _least(self, geometry, length: int) -> float:
         """Tokens' worth of bytes that are read whatever T is."""
-        clusters = self._far(length) * self.each
-        fixed = self.sink + 1.5 * self.interval
-        return fixed + clusters * self._cluster_bytes(geometry) / geometry.token_bytes
+        far = self._far(length)
+        clusters = far * self.each * self._cluster_bytes(geometry) / geometry.token_bytes
+        return length - far * self.interval + clusters
 
     def floor(self, geometry, length):
         return min(1.0, self._least(geometry, length) / length)
 
     def tokens(self, geometry, length: int) -> int:
-        """T for a prompt of this length."""
-        return max(int(self.budget * length - self._least(geometry, length)), 0)
+        """T for a prompt of this length: the cluster that does not fit leaves half of its tokens
+        unused on average, which are added."""
+        left = self.budget * length - self._least(geometry, length)
+        return max(int(left + self.per_cluster / 2), 0)
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
