@@ -38,6 +38,7 @@ class Twilight(Method):
     """p: share of the estimated mass that is kept; candidates: tokens of the first choice."""
 
     name: ClassVar[str] = "twilight"
+    version: ClassVar[int] = 2  # 2: candidates without mass at p = 1
     p: float = 0.85
     candidates: int = 8192
     base: str = "quest"

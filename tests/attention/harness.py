@@ -62,6 +62,7 @@ class Tokens:
     v: Tensor
     key: int = 0
     regime: int = 0
+    decoded: int = 0  # of the prompt, by an answer that goes on
 
 
 @dataclass
@@ -193,7 +194,7 @@ def start(method: Method, given: Problem, view: View) -> Record:
         prompt = Prompt(
             s.length, given.steps, s.length, s.key, list(s.q_pre[:, last]), list(s.q[:, last])
         )
-        prompt.regime = s.regime
+        prompt.regime, prompt.decoded = s.regime, s.decoded
         for layer in range(geometry.layers):
             if method.needs.observe:
                 observe(method, layer, slot, s)

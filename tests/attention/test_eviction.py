@@ -533,6 +533,17 @@ def test_an_answer_that_goes_on_keeps_what_it_had_generated():
                 assert all(set(recent) <= own for own in heads)
 
 
+def test_an_answer_that_goes_on_is_cut_when_it_would_have_been():
+    """A row after 7 of its steps beside one after none: cut to 10 and 5 tokens every 4 steps."""
+    case = problem(lengths=(47, 20), steps=9)
+    case.sequences[0].decoded = 7
+    method = create("snapkv", {"budget": 0.25, "window": 3, "recompress": 4})
+    read = [c["kv_tokens"][0, :, 0].tolist() for c in drive(method, case).counts]
+    held = ([14, 11, 12, 13, 14, 11, 12, 13, 14], [6, 7, 8, 9, 6, 7, 8, 9, 6])
+    assert read == list(map(list, zip(*held, strict=True)))
+    assert method.capacity(0, 47 + 9) == 14
+
+
 @pytest.mark.parametrize(
     "name, knobs, said",
     [
