@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Method
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.pages import PageBounds, held
 from macbench.attention.quantise import Packed
 from macbench.attention.select import best, union
@@ -48,6 +48,7 @@ class Twilight(Method):
 
     def __post_init__(self) -> None:
         check_share("twilight.p", self.p)
+        check_least(self, 0, "dense_layers")
         if self.base not in ("quest", "all"):
             raise MacbenchError(f"twilight.base={self.base} is unknown: choose quest or all.")
         if self.candidates < PAGE:

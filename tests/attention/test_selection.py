@@ -367,6 +367,14 @@ def test_resident_bytes_of_page_bounds():
         assert allocate(create(name, {}), case) == 0
 
 
+def test_random_tokens_without_sinks_and_window_are_at_least_one():
+    case = problem(lengths=(20,), steps=2)
+    method = create("random", {"tokens": 0.01, "sink": 0, "recent": 0})
+    counts = drive(method, case).counts
+    assert all((now["head_tokens"] == 1).all() for now in counts)
+    assert method.floor(case.geometry, 20) == 1 / 20
+
+
 @pytest.mark.parametrize(
     "name, knobs, keys", [("quest", {}, 0), ("twilight", {"candidates": 48}, 8 / 2 + 4)]
 )
