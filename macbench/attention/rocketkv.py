@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method, Needs
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.observed import best, pooled, window_scores
 from macbench.attention.select import unroll
 from macbench.errors import MacbenchError
@@ -78,6 +78,7 @@ class RocketKV(Method):
 
     def __post_init__(self) -> None:
         check_share("rocketkv.budget", self.budget)
+        check_least(self, 0, "dense_layers")
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise MacbenchError(
                 f"rocketkv.window={self.window} must be at least 1 and rocketkv.kernel="
