@@ -14,18 +14,12 @@ is one more entry of the softmax, of logit l_i, weight n_i and value its mean. W
 
 Read per KV head: 1 / per_cluster of the clustered tokens times d b (2 d b with replacement) + 4
 bytes of centroids and counts; sink + (1 to 2) interval + at most T tokens. T follows from the
-<<<<<<< HEAD
-budget, with a buffer of 1.5 intervals; data decide how much of T whole clusters fill, which is why
-there is no `predicted`. Differs from the authors' code: draws are seeded; tokens are listed by
-cluster instead of labelled; if all clusters fit, all are chosen (theirs leaves the last); new
-clusters are refined among their own tokens, by 4 iterations, not within the last block.
-=======
-budget and the buffer at the prompt's end, with half a cluster more, which stays unused on average.
+budget and the buffer at the prompt's end, with half a cluster more, which stays unused on average;
+data decide how much of T whole clusters fill, which is why there is no `predicted`.
 Differs from the authors' code: draws are seeded; tokens are listed by cluster instead of labelled;
 if all clusters fit, all are chosen (theirs leaves the last); new clusters are refined among their
 own tokens, by 4 iterations, not within the last block; behind a prompt of fewer than 2048 tokens
 queries are rotated to its end.
->>>>>>> methods
 """
 
 from __future__ import annotations
