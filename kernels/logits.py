@@ -58,6 +58,7 @@ def logits(
     """q [B, Hq, d] over the first lens [B] keys -> scale * q.k, fp32 [B, Hq, size], -inf behind."""
     b, q_heads, d = q.shape
     kv_heads = k_pool.shape[1]
+    assert q_heads // kv_heads <= 16, "query heads of a KV head share a tile of 16 rows"
     scores = torch.empty(b, q_heads, size, dtype=torch.float32, device=q.device)
     _logits[(triton.cdiv(size, TOKENS), b * kv_heads)](
         q.contiguous(),

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import fields
-from typing import Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 from macbench import presets
+from macbench.checks import show
+
+if TYPE_CHECKING:
+    from macbench.attention import Geometry
 
 Row = dict[str, Any]
 LENGTH = 8192  # at which the least budget of a method is told, of the embedded model
@@ -42,7 +47,7 @@ def methods() -> list[Row]:
         about = (sys.modules[METHODS[name].__module__].__doc__ or "").strip()
         paper = re.search(r"arXiv (\d{4}\.\d{5})", about)
         common = {
-            "about": about.split("\n")[0],
+            "about": " ".join(about.split("\n\n")[0].split()),
             "control": METHODS[name].control,
             "paper": paper[1] if paper else None,
         }
@@ -54,33 +59,40 @@ def methods() -> list[Row]:
 
 
 def least_budget(name: str, knobs: Row) -> float | None:
-    import torch
+    from macbench.attention import METHODS, create
 
-    from macbench.attention import METHODS, Geometry, create
-
-    shape = Geometry(*SIZES, 1.0, torch.device("cpu"), torch.bfloat16, lambda x, _: x)
     known = {field.name for field in fields(METHODS[name])}  # type: ignore[arg-type]
     method = create(name, {**knobs, **dict.fromkeys({"budget", "tokens"} & known, LEAST)})
-    floor = method.floor(shape, LENGTH)
-    return method.predicted(shape, LENGTH, LENGTH) if floor is None else floor
+    floor = method.floor(shape(), LENGTH)
+    return method.predicted(shape(), LENGTH, LENGTH) if floor is None else floor
+
+
+def shape() -> Geometry:
+    """The embedded model's, with a cache of 2 bytes a number."""
+    import torch
+
+    from macbench.attention import Geometry
+
+    return Geometry(*SIZES, 1.0, torch.device("cpu"), torch.bfloat16, lambda x, _: x)
 
 
 def text(rows: list[Row]) -> str:
-    """For reading: a line per row, and its knobs."""
-    from macbench.checks import show
-
-    width, lines = max(len(row["name"]) for row in rows), []
+    """For reading: a line per row; of methods a block per method."""
+    if "least" not in rows[0]:
+        width = max(len(row["name"]) for row in rows)
+        return "\n".join(f"{row['name']:{width}}  {row['about']}".rstrip() for row in rows)
+    blocks = [
+        f"Smallest byte budgets: at {LENGTH // 1024}K tokens of smollm2, with a cache of 2 bytes a "
+        "number."
+    ]
     for row in rows:
-        lines.append(f"{row['name']:{width}}  {row['about']}".rstrip())
-        if "least" in row:
-            paper = f"arXiv {row['paper']}" if row["paper"] else "no paper"
-            least = "as data decide" if row["least"] is None else _percent(row["least"])
-            told = f"{paper}; smallest byte budget: {least}"
-            lines.append(f"{'':{width}}  {told} ({LENGTH // 1024}K tokens of smollm2)")
-        for knob, value in row.get("knobs", {}).items():
-            lines.append(f"{'':{width}}    {row['name'].partition('/')[0]}.{knob}={show(value)}")
-    return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    return "below 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+        family, _, variant = row["name"].partition("/")
+        least = "as data decide" if row["least"] is None else f"{100 * row['least']:.3g} %"
+        knobs = " ".join(f"{family}.{knob}={show(value)}" for knob, value in row["knobs"].items())
+        if variant:
+            blocks[-1] += f"\n  {row['name']} ({least}): {knobs}"
+            continue
+        paper = f"arXiv {row['paper']}" if row["paper"] else "no paper"
+        parts = [row["about"], f"{paper}; smallest byte budget: {least}", knobs]
+        blocks.append("\n  ".join([family, *(fill(p, 98, subsequent_indent="  ") for p in parts)]))
+    return "\n\n".join(blocks)

@@ -45,8 +45,12 @@ class Totals:
     sharing: dict[str, float] = field(default_factory=dict)
 
 
-def run(config: RunConfig, progress: Progress) -> int:
-    """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed."""
+def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
+    """Run what is missing of a configuration. Returns the exit code: 0, or 1 if a cell failed.
+
+    sharing: on a CPU, also time what decoding all methods together saves (`Engine.sharing`; once,
+    for as long as a dozen decode steps of every method).
+    """
     began = time.time()
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
     check_writable(config.out)
@@ -61,17 +65,23 @@ def run(config: RunConfig, progress: Progress) -> int:
         for spec in config.cells if all(tasks.counts(t) == "row" for t in config.tasks) else ():
             reachable(spec, model.geometry, length, config.unreachable)
     groups = list(make_groups(config, model, progress))
+    floors: dict[str, None] = {}  # what runs at its floor, said once
     for group in groups:
         model.prepare(group.tokens)
         for spec in config.cells:
-            reachable(spec, model.geometry, group.tokens, config.unreachable)
+            _, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if floor is not None:
+                least = f"{100 * floor:.1f} % of bytes at {group.length} tokens"
+                floors[f"{spec.label} cannot be reached; it runs at its floor, {least}."] = None
             if spec.calibration:
                 prompts = map(prompt_sha, group.requests)
                 spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
+    for told in floors:
+        progress.note(told)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     for group in groups:
-        run_group(config, model, group, totals, progress)
+        run_group(config, model, group, totals, progress, sharing)
     progress.stop()
     record_run(config, totals, began)
     del model, groups  # a judge may need the memory
@@ -102,7 +112,12 @@ def reachable(
 
 
 def run_group(
-    config: RunConfig, model: Model, group: Group, totals: Totals, progress: Progress
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    totals: Totals,
+    progress: Progress,
+    sharing: bool,
 ) -> None:
     """All cells of one (task, length), block by block; rows are on disk after each block.
 
@@ -113,18 +128,14 @@ def run_group(
         cells: list[Cell] = []
         for spec in config.cells:
             method, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
+            if method in methods:  # such as two budgets below a floor, which `run` has said
+                if floor is None:
+                    progress.note(f"{spec.label} is the same as a method before it; it runs once.")
+                continue
             identity = identify(config, model, group, spec, method)
             about = describe(config, model, group, spec, floor)
             parts = [model.name, group.task_name, str(group.length), spec.label]
             name = cell_name(parts, identity)
-            again = [cell for cell in cells if cell.path.name[-10:] == name[-10:]]
-            if again:  # such as two budgets below a method's floor
-                least = "" if floor is None else f", at the least it can read, {floor:.1%}"
-                progress.note(
-                    f"{spec.label} at {group.length} on {group.task_name} is the same as "
-                    f"{again[0].config['label']}{least}; run once"
-                )
-                continue
             methods.append(method)
             cells.append(stack.enter_context(open_cell(config.out, name, identity, about)))
             totals.cells.append(cells[-1].path.name)
@@ -158,7 +169,7 @@ def run_group(
                     totals.repeat_mismatch += differing(model, group, block, cells, answers)
                     keep_all(answers)
                     on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
-                    if not totals.sharing and len(methods) > 1 and on_cpu:
+                    if sharing and not totals.sharing and len(methods) > 1 and on_cpu:
                         totals.sharing = engine.sharing(requests)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from macbench import presets, store
+from macbench import listing, presets, store
+from macbench.attention import METHODS
 from macbench.blocks import summarise
 from macbench.cli import main, parser
 from macbench.config import configure
 from macbench.experiments import demo
+from macbench.run import reachable
 
 ROOT = Path(__file__).parents[1]
 WINDOW = 2048
@@ -107,13 +111,36 @@ def test_two_budgets_below_the_floor_are_one_cell(capsys, here, tiny):
     words = ["method=[full,quest,streaming_llm]", "quest.budget=[0.01,0.02]"]
     words += ["streaming_llm.budget=[0.05,0.1]", "unreachable=floor", "out=results"]
     assert main(run(*tiny, *words)) == 0
-    assert "quest budget=0.02 at 1024 on ruler/niah_single_1 is the same as quest budget=0.01" in (
-        capsys.readouterr().err
-    )
+    capsys.readouterr()
     assert len(list(here.glob("results/*quest*"))) == 1
     assert main(["compare", "results"]) == 0
     (quest,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith(" quest   ")]
     assert quest.count("at min ") == 3  # of the columns 1, 5 and 10 %
+
+
+def test_every_method_with_a_budget_runs_at_its_floor_and_says_so(capsys, here, tiny):
+    """In the words of the run and, as `min`, in the table; once, however many budgets are below
+    it. oracle_topk reads every key anyway."""
+    asked = {
+        name: knob
+        for name, method in METHODS.items()
+        for knob in ("budget", "tokens")
+        if knob in method.__dataclass_fields__ and name != "oracle_topk"
+    }
+    assert len(asked) >= 10
+    words = [f"{name}.{knob}=[0.0001,0.0002]" for name, knob in asked.items()]
+    words += [f"method=[full,{','.join(asked)}]", "unreachable=floor", "out=results"]
+    assert main(run(*tiny, *words)) == 0
+    err = capsys.readouterr().err
+    for name, knob in asked.items():
+        (said,) = [line for line in err.splitlines() if line.startswith(f"{name} {knob}=0.0001 ")]
+        assert "runs at its floor" in said and "1024 tokens" in said
+    lines = summarise(store.read("results"))[0].lines[1:]
+    assert sorted(line.label.split()[0] for line in lines) == sorted(asked)
+    for line in lines:
+        assert line.asked.startswith("min ") and line.asked[4:] in err
+        if line.label.split()[0] != "multipole":  # its buffer is one to two intervals long
+            assert line.budgets.byte == pytest.approx(line.plan.floor, rel=0.25, abs=0.02)
 
 
 def test_an_unwritable_results_folder(capsys, here, tiny):
@@ -201,29 +228,54 @@ def test_a_sweep_with_a_failing_job_says_so_and_does_the_others(capsys, here, ti
     assert len(rows(here / "results")) == 1
 
 
-def test_the_demo_makes_one_table_of_three_benchmarks_and_continues(capsys, here, tiny):
-    """On a model that is small enough for a test."""
+def test_the_demo_makes_one_table_of_three_benchmarks_and_continues(
+    capsys, here, tiny, monkeypatch
+):
+    """On a model that is small enough for a test: two layers, both dense for Quest, and heads of 16
+    channels."""
+    asked = demo.runs
 
-    def commands(samples: int) -> list[list[str]]:
-        asked = demo.runs(Path("results"), samples, "1k").values()
-        own = [[word for word in words if not word.startswith("model")] for words in asked]
-        return [["run", *words, *tiny, "unreachable=floor"] for words in own]
+    def small(*args) -> dict[str, list[str]]:
+        found = asked(*args)
+        found["RULER"].append("kivi.group_size=16")
+        return {name: [*words[1:], *tiny, "unreachable=floor"] for name, words in found.items()}
 
-    assert [main(words) for words in commands(samples=1)] == [0, 0, 0]
+    monkeypatch.setattr(demo, "runs", small)
+    words = ["demo", "--length", "1k", "--out", "results", "--samples"]
+    assert main([*words, "1"]) == 0
+    out = capsys.readouterr().out
     blocks = summarise(store.read("results"))
     for block, name in zip(blocks, ("RULER", "LongBench v2", "LongGenBench"), strict=True):
-        assert f"{name} source=embedded" in block.title
+        assert f"{name} source=embedded" in block.title and block.title in out
         labels = [line.label.split()[0] for line in block.lines]
         assert labels[0] == "full" and {"mac", "streaming_llm"} < {*labels}
+    assert blocks[0].noise is not None
+    assert "max_new=" in blocks[0].title and "max_new=" in blocks[1].title
     assert "capped" in blocks[2].title and "judge=keyword" in blocks[2].title
-    assert main(["plot", "accuracy_budget", "--from", "results"]) == 0
-    assert main(["plot", "layer_heatmaps", "--from", "results"]) == 0
+    figures = [line.split()[1] for line in out.splitlines() if line.startswith("figure: ")]
+    assert len(figures) == 2 and all(Path(figure).stat().st_size for figure in figures)
+    assert main(shlex.split(out.splitlines()[-1])[-2:]) == 0  # the command it ends with
 
     first = rows(here / "results")
-    assert [main(words) for words in commands(samples=2)] == [0, 0, 0]
+    assert main([*words, "2"]) == 0
     for cell, samples in rows(here / "results").items():
         assert samples[: len(first[cell])] == first[cell]
         assert len(samples) == len(first[cell]) + ("ruler" in cell)
+
+
+@pytest.mark.parametrize("length", ["2k", "4k", "8k"])
+def test_the_demo_has_eight_methods_in_thirteen_cells_at_budgets_that_can_be_reached(length):
+    shape = replace(listing.shape(), dtype=torch.float32)
+    found = {k: configure(words) for k, words in demo.runs(Path("out"), 1, length).items()}
+    cells = [cell for cell in found["RULER"].cells if cell.variant != "split"]
+    assert len(cells) == 13 and len({cell.name for cell in cells}) == 8
+    for config, tokens in zip(found.values(), (*found["RULER"].lengths, 1024, 640), strict=True):
+        for cell in config.cells:
+            method, floor = reachable(cell, shape, tokens, "refuse")
+            assert floor is None
+            read = method.predicted(shape, tokens, tokens)
+            if "budget" in cell.knobs and read is not None:
+                assert read == pytest.approx(cell.knobs["budget"], rel=0.02)
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -244,7 +296,11 @@ def test_lists_for_reading(capsys):
     assert main(["list", "methods"]) == 0
     out = capsys.readouterr().out
     assert "mac.max_chain=null" in out
-    assert "arXiv 2604.00235; smallest byte budget: 21.9 % (8K tokens of smollm2)" in out
+    blocks = {block.split()[0]: block for block in out.split("\n\n")[1:]}
+    assert blocks.keys() == presets.methods().keys()
+    assert "\n  arXiv 2604.00235; smallest byte budget: 21.9 %\n" in blocks["mac"]
+    assert "\n  mac/authors (12.5 %): mac.K=512 mac.min_context=2048" in blocks["mac"]
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_every_method_is_listed_with_its_paper_and_its_least_budget(capsys):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -43,7 +44,8 @@ def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float
     """So many at a time on each GPU, which is all they see; their output to OUT/logs. 0 where all
     are done, 1 where one failed or was stopped."""
     cards = max(torch.cuda.device_count(), 1)
-    waiting, running = list(commands), {}
+    waiting = list(commands)
+    running: dict[str, tuple[int, subprocess.Popen, IO[str]]] = {}
     (out / "logs").mkdir(parents=True, exist_ok=True)
     code = 0
     while waiting or running:
@@ -72,7 +74,7 @@ def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float
     return code
 
 
-def start(command: list[str], card: int, log) -> subprocess.Popen:
+def start(command: list[str], card: int, log: IO[str]) -> subprocess.Popen:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": str(card)}
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
 

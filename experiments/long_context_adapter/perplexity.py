@@ -32,7 +32,8 @@ def perplexity(name: str, length: int, windows: int) -> float:
     lm = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
     if adapter:
         lora.merge(lm, adapter)
-    lm, tokenizer = lm.to(pick_device("auto")), AutoTokenizer.from_pretrained(folder)
+    lm = torch.nn.Module.to(lm, pick_device("auto"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(shipped("english.txt").decode(), return_tensors="pt")["input_ids"][0]
     losses = []
     for window in ids.to(lm.device).split(length)[:windows]:

@@ -39,7 +39,8 @@ class Geometry:
     scale: float  # logits are scale * q.k
     device: torch.device
     dtype: torch.dtype
-    rotate: Callable[[Tensor, Tensor], Tensor]  # ([N, H, d], positions [N]) -> rotated [N, H, d]
+    # ([N, H, d], positions [N], rotary regimes [N], by default 0) -> rotated [N, H, d]
+    rotate: Callable[..., Tensor]
     all_reduce: Callable[[Tensor], Tensor] = lambda x: x  # sum over tensor-parallel ranks
     backend: str = "torch"  # what attends over the cache: torch, triton or flashinfer
 
@@ -81,6 +82,7 @@ class Prompt:
     q: list[Tensor] = field(default_factory=list)  # the same after RoPE
     shared: dict[Any, Any] = field(default_factory=dict)
     decoded: int = 0  # of N, tokens that had been decoded when the answer was cut off
+    regime: int = 0  # rotary regime of the row, for `Geometry.rotate`
     clock: Callable[[], float] = time.perf_counter  # seconds, once the device is done
     borrowed: float = 0.0  # seconds that another method spent on what was used a second time
 

@@ -1,6 +1,8 @@
-"""Checks and conversions of the `budget` and `tokens` knobs."""
+"""Checks of knobs that methods share."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from macbench.errors import MacbenchError
 
@@ -9,3 +11,11 @@ def check_share(knob: str, value: float) -> None:
     """Refuse a share outside (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise MacbenchError(f"{knob}={value} must be a share in (0, 1], such as 0.05 for 5 %.")
+
+
+def check_least(method: Any, least: int, *knobs: str) -> None:
+    """Refuse whole numbers below `least`."""
+    for knob in knobs:
+        value = getattr(method, knob)
+        if value < least:
+            raise MacbenchError(f"{method.name}.{knob}={value} must be at least {least}.")

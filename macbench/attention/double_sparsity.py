@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method, Needs
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.quantise import BITS, Packed, check_bits
 from macbench.attention.select import best, shared_probability
 from macbench.errors import MacbenchError
@@ -45,6 +45,7 @@ class DoubleSparsity(Method):
 
     def __post_init__(self) -> None:
         check_share("double_sparsity.budget", self.budget)
+        check_least(self, 0, "dense_layers")
         check_bits("double_sparsity.bits", self.bits, (*BITS, 16))
         self.needs = Needs(prompt_queries=QUERIES)
 

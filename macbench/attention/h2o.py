@@ -32,7 +32,7 @@ SCORE = 4  # bytes
 
 @dataclass
 class H2O(Method):
-    """budget: share of the prompt's tokens kept, half of them heavy, half recent."""
+    """budget: byte budget aimed at; of the tokens it is enough for, half are heavy, half recent."""
 
     name: ClassVar[str] = "h2o"
     version: ClassVar[int] = 2  # 2: the scores are part of the budget

@@ -3,20 +3,23 @@ centroids.
 
 The prompt's keys, but for `sink` first tokens and the last [interval, 2 interval), are clustered
 per KV head by k-means (Euclidean, `iterations` Lloyd iterations, random points as seeds, blocks of
-8192 tokens on their own) after their rotary embedding is undone; a cluster keeps its mean key, mean
-value and number of tokens n_i. A step rotates the query to the fixed position 2048 and has a logit
-l_i for each centroid; a cluster's score is exp(l_i) / sum_j n_j exp(l_j), summed over the group.
-In order of score, whole clusters are chosen as long as their tokens number T or fewer: those whose
-score lies strictly above that of the first one that does not fit. Exact attention to the sinks, the
-recent buffer and the tokens of chosen clusters; with `replacement` every other cluster is one more
-entry of the softmax, of logit l_i, weight n_i and value its mean. When the buffer holds 2 interval
-tokens, its older half becomes clusters of its own.
+8192 tokens on their own) after they are turned back to position 0; a cluster keeps its mean key,
+mean value and number of tokens n_i. A step rotates the query to the fixed position 2048 and has a
+logit l_i for each centroid; a cluster's score is exp(l_i) / sum_j n_j exp(l_j), summed over the
+group. In order of score, whole clusters are chosen as long as their tokens number T or fewer: those
+whose score lies strictly above that of the first one that does not fit. Exact attention to the
+sinks, the recent buffer and the tokens of chosen clusters; with `replacement` every other cluster
+is one more entry of the softmax, of logit l_i, weight n_i and value its mean. When the buffer holds
+2 interval tokens, its older half becomes clusters of its own.
 
 Read per KV head: 1 / per_cluster of the clustered tokens times d b (2 d b with replacement) + 4
 bytes of centroids and counts; sink + (1 to 2) interval + at most T tokens. T follows from the
-budget, with a buffer of 1.5 intervals. Differs from the authors' code: draws are seeded; tokens
-are listed by cluster instead of labelled; if all clusters fit, all are chosen (theirs leaves the
-last); new clusters are refined among their own tokens, by 4 iterations, not within the last block.
+budget and the buffer at the prompt's end, with half a cluster more, which stays unused on average;
+data decide how much of T whole clusters fill, which is why there is no `predicted`.
+Differs from the authors' code: draws are seeded; tokens are listed by cluster instead of labelled;
+if all clusters fit, all are chosen (theirs leaves the last); new clusters are refined among their
+own tokens, by 4 iterations, not within the last block; behind a prompt of fewer than 2048 tokens
+queries are rotated to its end.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ class Multipole(Method):
     authors' f); interval: a multiple of it."""
 
     name: ClassVar[str] = "multipole"
+    # 2: logits of centroids where rotary embeddings scale or switch; T by the prompt's own buffer
+    version: ClassVar[int] = 2
     budget: float = 0.2
     per_cluster: int = 16
     interval: int = 128
@@ -83,16 +88,18 @@ class Multipole(Method):
 
     def _least(self, geometry, length: int) -> float:
         """Tokens' worth of bytes that are read whatever T is."""
-        clusters = self._far(length) * self.each
-        fixed = self.sink + 1.5 * self.interval
-        return fixed + clusters * self._cluster_bytes(geometry) / geometry.token_bytes
+        far = self._far(length)
+        clusters = far * self.each * self._cluster_bytes(geometry) / geometry.token_bytes
+        return length - far * self.interval + clusters
 
     def floor(self, geometry, length):
         return min(1.0, self._least(geometry, length) / length)
 
     def tokens(self, geometry, length: int) -> int:
-        """T for a prompt of this length."""
-        return max(int(self.budget * length - self._least(geometry, length)), 0)
+        """T for a prompt of this length: the cluster that does not fit leaves half of its tokens
+        unused on average, which are added."""
+        left = self.budget * length - self._least(geometry, length)
+        return max(int(left + self.per_cluster / 2), 0)
 
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
@@ -114,6 +121,7 @@ class Multipole(Method):
         self.key = torch.zeros(slots, dtype=torch.int64, device=device)
         self.unrotate = Unrotate(geometry)
         self.query = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.regime = torch.zeros(slots, dtype=torch.int64, device=device)
         held = (self.keys, self.values, self.counts, self.members)
         return sum(x.numel() * x.itemsize for x in held) // slots
 
@@ -125,7 +133,7 @@ class Multipole(Method):
                 self.most[slot] = prompt.length + prompt.max_new
             self.limit[slot], self.prompted[slot] = self.most[slot], far
             self.first[slot], self.key[slot] = prompt.length, prompt.key
-            self.query[slot] = min(QUERY, prompt.original)
+            self.query[slot], self.regime[slot] = min(QUERY, prompt.original), prompt.regime
         if not far:
             return
         keys, values = view.prompt(layer, slot, prompt.length)
@@ -135,8 +143,9 @@ class Multipole(Method):
         for i in range(blocks):
             at = slice(i * size, whole if i + 1 == blocks else (i + 1) * size)
             position = self.sink + torch.arange(at.start, at.stop, device=keys.device)
-            k, v = keys[:, position], values[:, position]
-            made = self._clusters(self.key[slot], layer, head, position, k, v, self.iterations)
+            points = self.unrotate(keys[:, position], position, self.regime[slot])
+            v, key = values[:, position], self.key[slot]
+            made = self._clusters(key, layer, head, position, points, v, self.iterations)
             part = slice(at.start // self.per_cluster, at.stop // self.per_cluster)
             for kept, new in zip(self._kept(), made, strict=True):
                 kept[layer, slot, :, at if kept is self.members else part] = new.to(kept.dtype)
@@ -145,19 +154,19 @@ class Multipole(Method):
         kept = (self.keys, self.counts, self.members)
         return (*kept, self.values) if self.replacement else kept
 
-    def _clusters(self, key, layer, head, position, keys, values, iterations):
-        """Of tokens at position [..., n] with keys, values [..., n, d]: for each cluster its mean
-        key and number of tokens, positions in the order of clusters, and mean values."""
-        n = keys.shape[-2]
+    def _clusters(self, key, layer, head, position, points, values, iterations):
+        """Of tokens at position [..., n] with points (their keys at position 0) and values
+        [..., n, d]: for each cluster its mean key and number of tokens, positions in the order of
+        clusters, and mean values."""
+        n = points.shape[-2]
         k = n // self.per_cluster
         draw = uniform(key, layer, head, position)
         seeds = draw.argsort(dim=-1, stable=True)[..., :k]
 
         def again(i):
-            number = torch.arange(k, device=keys.device)
+            number = torch.arange(k, device=points.device)
             return (uniform(key, layer, head, position[..., :1], i, number) * n).long()
 
-        points = self.unrotate(keys, position)
         labels = cluster(points, seeds, iterations, again)
         centres, counts = means(points, labels, k)
         order = labels.argsort(dim=-1, stable=True)
@@ -192,7 +201,7 @@ class Multipole(Method):
 
     def _logits(self, layer, q_pre, counts):
         """log n_i + l_i: each cluster as one entry, [B, Hkv, G, clusters]; -inf of empty ones."""
-        turned = self.geometry.rotate(wide(q_pre), self.query)
+        turned = self.geometry.rotate(wide(q_pre), self.query, self.regime)
         keys = self.keys[layer, :, :, : counts.shape[-1]]
         logits = paged.logits(turned, keys, self.geometry.scale)
         return logits + counts.to(logits.dtype).log()[:, :, None]
@@ -248,7 +257,8 @@ class Multipole(Method):
             torch.arange(keys.shape[2], device=far.device)[:, None],
         )
         position = position[:, None, None]
-        made = self._clusters(key, layer, head, position, keys, values, LATER)
+        points = self.unrotate(keys, position, self.regime[:, None, None, None])
+        made = self._clusters(key, layer, head, position, points, values, LATER)
         grown = far > self.prompted  # else the newest interval is the prompt's own
         for kept, new in zip(self._kept(), made, strict=True):
             blocks = kept.unflatten(3, (-1, new.shape[3]))

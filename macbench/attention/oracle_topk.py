@@ -1,7 +1,7 @@
 """Oracle top-k: exact attention over the keys with the highest true scores. A bound, not a method.
 
-It looks at every key to choose `tokens` * N of them, so its honest byte budget is (S + U) / 2S: all
-K to score, then V of the U chosen and K of them again. Softmax is renormalised over the chosen.
+It looks at every key to choose `tokens` * N of them, so its honest byte budget is (S + U) / 2S: K
+of all to score, then V of the U chosen. Softmax is renormalised over the chosen.
 """
 
 from __future__ import annotations

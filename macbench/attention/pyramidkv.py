@@ -3,7 +3,8 @@
 With base = C - window, layers select from `max` in the first, in equal steps down, beside the
 window: min = base // beta, max = 2 base - min, step = (max - min) // (L - 1). Where max exceeds the
 N - window tokens there are, it is those, and min = 2 base - max; where N < 2 base, all select base.
-Whole steps make the mean a little larger than C: at C = 1311, window 8 and 32 layers, 1324.5.
+Whole steps make the mean larger than C by up to (L - 1) / 2 tokens (at C = 1311, window 8 and 32
+layers, it is 1324.5), so C is the largest whose mean is within budget * N.
 
 Read per KV head of layer l: C_l + g tokens. All else is SnapKV's, `ada` and `recompress` included.
 """
@@ -22,6 +23,7 @@ class PyramidKV(SnapKV):
     """beta: how much smaller than the mean the last layer's selection is; 1 is SnapKV."""
 
     name: ClassVar[str] = "pyramidkv"
+    version: ClassVar[int] = 2  # 2: what whole steps add is part of the budget
     window: int = 8
     beta: int = 20
 
@@ -31,14 +33,22 @@ class PyramidKV(SnapKV):
             raise MacbenchError(f"{self.name}.beta={self.beta}: use 1 (no pyramid) or more.")
 
     def granule(self, geometry, length):
-        """A token a layer, and what whole steps may add to their mean."""
-        return (1 + geometry.layers / 2) / length
+        """A step more or less of C moves the first layer by two tokens, and often all of them."""
+        return 2 / length
 
     def sizes(self, layers, length):
-        (mean,) = set(super().sizes(layers, length))
-        base = mean - self.window
-        if mean >= length or length < 2 * base or layers == 1:
-            return [mean] * layers
+        asked = super().sizes(layers, length)
+        for capacity in range(asked[0], self.window, -1):
+            found = self.pyramid(layers, length, capacity)
+            if sum(found) <= sum(asked):
+                break
+        return found
+
+    def pyramid(self, layers: int, length: int, capacity: int) -> list[int]:
+        """The authors' sizes for C = capacity."""
+        base = capacity - self.window
+        if capacity >= length or length < 2 * base or layers == 1:
+            return [capacity] * layers
         least = base // self.beta
         most = 2 * base - least
         if most >= length - self.window:

@@ -4,13 +4,13 @@ Per page of 16 tokens and KV head, the channel-wise minimum and maximum of the p
 step scores each page by sum_c max(q_c min_c, q_c max_c), an upper bound of q.k over the page, and
 attends exactly to the best pages; the newest page is always among them.
 
-Read per KV head of a sparse layer: 2 d b bytes of bounds per page (one token's K and V) and the
-tokens of the chosen pages, as a union over the group's query heads where each chooses for itself
-(`shared=false`, as the authors do). The first `dense_layers` layers read everything. A budget is a
-number of pages over all sparse layers; the first of them have one more where it does not divide by
-their number. Differs from
-the authors' code: KV heads are never repeated, and pages are chosen at decode steps only (they
-also feed the end of the prompt through it: here `hold=question`).
+Read per KV head of a sparse layer: 2 d b bytes of bounds per page (one token's K and V; none where
+every page is chosen anyway) and the tokens of the chosen pages, as a union over the group's query
+heads where each chooses for itself (`shared=false`, as the authors do). The first `dense_layers`
+layers read everything. A budget is a number of pages over all sparse layers; the first of them have
+one more where it does not divide by their number. Differs from the authors' code: KV heads are
+never repeated, and pages are chosen at decode steps only (they also feed the end of the prompt
+through it: here `hold=question`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.pages import PageBounds, held
 from macbench.attention.select import best
 from macbench.kernels.paged import PAGE
@@ -35,13 +35,15 @@ class Quest(Method):
     so the achieved budget is higher where they do not (shared=false)."""
 
     name: ClassVar[str] = "quest"
-    version: ClassVar[int] = 2  # 2: the remainder of a budget is handed out over layers
+    # 2: the remainder of a budget is handed out over layers; 3: no bounds where nothing is chosen
+    version: ClassVar[int] = 3
     budget: float = 0.2
     dense_layers: int = 2
     shared: bool = False
 
     def __post_init__(self) -> None:
         check_share("quest.budget", self.budget)
+        check_least(self, 0, "dense_layers")
 
     def floor(self, geometry, length):
         least = self._share(geometry, length, [LEAST] * geometry.layers)
@@ -71,7 +73,7 @@ class Quest(Method):
         """Byte budget of a step over so many tokens with so many pages per list."""
         dense, held = min(self.dense_layers, geometry.layers), -(-tokens // PAGE)
         empty = held * PAGE - tokens
-        sparse = sum(min(n, held) * PAGE - empty + held for n in pages[dense:])
+        sparse = sum(tokens if n >= held else n * PAGE - empty + held for n in pages[dense:])
         return (dense * tokens + sparse) / (geometry.layers * tokens)
 
     def allocate(self, geometry, slots, max_tokens):
@@ -120,13 +122,14 @@ class Quest(Method):
         empty = pages * PAGE - lens  # the newest page is always chosen and may not be full
         layer = torch.arange(self.geometry.layers, device=lens.device)[:, None, None]
         dense = layer < self.dense_layers
-        own = self._counts(view)[..., None] * PAGE - empty
+        counts = self._counts(view)[..., None]
+        bounds = torch.where(counts < pages, pages * self.geometry.token_bytes, 0)
         trace.read(
             slice(None),
             view,
-            head_tokens=torch.where(dense, lens, own),
+            head_tokens=torch.where(dense, lens, counts * PAGE - empty),
             kv_tokens=torch.where(dense, lens, self.now["loaded"] * PAGE - empty),
-            meta_bytes=torch.where(dense, 0, pages * self.geometry.token_bytes),
+            meta_bytes=torch.where(dense, 0, bounds),
         )
 
     def lists(self, lens):

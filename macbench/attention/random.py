@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.rng import uniform
 from macbench.attention.select import best
 
@@ -29,13 +29,14 @@ class RandomTokens(Method):
 
     def __post_init__(self) -> None:
         check_share("random.tokens", self.tokens)
+        check_least(self, 0, "sink", "recent")
 
     def floor(self, geometry, length):
-        return min(1.0, (self.sink + self.recent) / length)
+        return min(1.0, max(self.sink + self.recent, 1) / length)
 
     def count(self, length: int) -> int:
         """Tokens read at every step after a prompt of `length`."""
-        return max(int(self.tokens * length), self.sink + self.recent)
+        return max(int(self.tokens * length), self.sink + self.recent, 1)
 
     def predicted(self, geometry, length, tokens):
         return 1.0 if self.tokens >= 1 else min(self.count(length), tokens) / tokens

@@ -10,14 +10,16 @@ to the best k tokens (of equals, those that come first). Nothing is forced in.
 
 All sizes follow from T = budget * N tokens and S = N + max_new: with c = S / T, stage 1 keeps
 C = S / c^min(0.2 + 0.06 log2 c, 0.8) tokens (at least 2 max_new), max_new of which are room for the
-answer; k = T / 2; chunks of ceil(sqrt(C / T)) tokens (1 if that is beyond C / T) and
-r = d chunk T / C. Read per KV head of a sparse layer: ceil(tokens / chunk) r b bytes of bounds,
-about T / 2 tokens' worth, and k tokens; each dense layer reads everything.
+answer; chunks of ceil(sqrt(C / T)) tokens (1 if that is beyond C / T), r = d chunk T / C and
+k = T / 2 and what rounding the others leaves of T. Read per KV head of a sparse layer:
+ceil(tokens / chunk) r b bytes of bounds, about T / 2 tokens' worth, and k tokens; each dense layer
+reads everything. So T is read once the answer has filled its room, and max_new / 2C less of it at
+the prompt: sizes depend on max_new, which is why there is no `predicted`.
 
-Differs from the authors' code: bounds persist instead of being recomputed at every step (as in
-their faster program); the prefill is exact and no prompt token is decoded by the method (theirs
-decodes the last one); where max_new is small the window stays whole; at budget=1 every layer is
-dense.
+Differs from the authors' code: what rounding leaves is handed out (there k is T / 2); bounds
+persist instead of being recomputed at every step (as in their faster program); the prefill is exact
+and no prompt token is decoded by the method (theirs decodes the last one); where max_new is small
+the window stays whole; at budget=1 every layer is dense.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method, Needs
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.observed import best, pooled, window_scores
 from macbench.attention.select import unroll
 from macbench.errors import MacbenchError
@@ -57,7 +59,9 @@ def plan(tokens: int, most: int, new: int, d: int) -> Plan:
     chunk = math.ceil(math.sqrt(left))
     if chunk > left:
         chunk = 1
-    return Plan(capacity - new, tokens // 2, chunk, max(int(d * chunk / left), 1))
+    channels = max(int(d * chunk / left), 1)
+    bounds = math.ceil(math.ceil(capacity / chunk) * channels / (2 * d))  # in tokens
+    return Plan(capacity - new, max(tokens // 2, tokens - bounds), chunk, channels)
 
 
 @dataclass
@@ -66,6 +70,7 @@ class RocketKV(Method):
     neighbours that share a score there (odd)."""
 
     name: ClassVar[str] = "rocketkv"
+    version: ClassVar[int] = 2  # 2: what rounding leaves of a budget is handed out
     budget: float = 0.2
     window: int = 32
     kernel: int = 63
@@ -73,6 +78,7 @@ class RocketKV(Method):
 
     def __post_init__(self) -> None:
         check_share("rocketkv.budget", self.budget)
+        check_least(self, 0, "dense_layers")
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise MacbenchError(
                 f"rocketkv.window={self.window} must be at least 1 and rocketkv.kernel="

@@ -26,7 +26,8 @@ def best(
     """The counts [B, H] items with the highest scores [B, H, n] of each list, at most `most`.
 
     -> item numbers [B, H, min(most, n)], a highest score of inf first, of which the first counts
-    hold; and how many distinct items the lists of each KV head's group name, [B, Hkv].
+    hold; and how many distinct items the lists of each KV head's group name, [B, Hkv]. Of equal
+    scores the kernel takes the lower items, torch any.
     """
     size = scores.shape[-1]
     most = min(most, size)

@@ -40,6 +40,7 @@ class SnapKV(Method):
     """budget: share of the prompt's tokens kept, window included; recompress: 0 for never."""
 
     name: ClassVar[str] = "snapkv"
+    version: ClassVar[int] = 2  # 2: when a continued answer is cut with `recompress`
     budget: float = 0.2
     window: int = 32
     kernel: int = 7
@@ -94,7 +95,9 @@ class SnapKV(Method):
         if not self.recompress:
             return 0
         self.goal = [[1] * slots for _ in range(geometry.layers)]
-        self.count = [[1] * slots for _ in range(geometry.layers)]  # tokens held by a live row
+        # tokens that a live row held after its last cut, and steps that a continued one came late
+        self.count = [[1] * slots for _ in range(geometry.layers)]
+        self.late = [0] * slots
         shape = (geometry.layers, slots, self.window, geometry.q_heads, geometry.head_dim)
         self.queries = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
         return self.queries.numel() * self.queries.itemsize // slots
@@ -126,7 +129,8 @@ class SnapKV(Method):
         if self.recompress:
             last = prompt.q[layer][-self.window :]
             self.queries[layer, slot, self.window - len(last) :] = last
-            self.goal[layer][slot], self.count[layer][slot] = goal, tokens.shape[-1]
+            self.goal[layer][slot], self.count[layer][slot] = goal, tokens.shape[-1] - decoded
+            self.late[slot] = decoded
 
     def _scores(self, layer, slot, prompt, view):
         """Smoothed scores of the prompt's tokens [Hkv, N]; infinite in the window."""
@@ -168,17 +172,20 @@ class SnapKV(Method):
         held = self.kept.held
         own = held.repeat_interleave(self.geometry.group, -1)
         trace.read(slice(None), view, head_tokens=own, kv_tokens=held)
-        if self.recompress and view.grown % self.recompress == 0:
-            for layer in range(self.geometry.layers):
-                self._recompress(layer, view)
+        if not self.recompress:
+            return
+        due = [s for s, late in enumerate(self.late) if (view.grown + late) % self.recompress == 0]
+        for layer in range(self.geometry.layers) if due else ():
+            self._recompress(layer, view, due)
 
-    def _recompress(self, layer, view):
+    def _recompress(self, layer, view, due):
         """Back to the size that the prompt was cut to, by the last queries. The host knows how
         many tokens the lists of a live row hold; what becomes of a finished row's is no matter."""
         kept, count = self.kept, self.count[layer]
         longest = kept.tokens[layer, ..., : max(count) + self.recompress].long()
         keys = view.keys(layer, longest)
-        for slot, goal in enumerate(self.goal[layer]):
+        for slot in due:
+            goal = self.goal[layer][slot]
             count[slot] += self.recompress
             if count[slot] <= goal:
                 continue

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 
 
 @dataclass
@@ -26,6 +26,7 @@ class StreamingLLM(Method):
 
     def __post_init__(self) -> None:
         check_share("streaming_llm.budget", self.budget)
+        check_least(self, 0, "sink")
 
     def floor(self, geometry, length):
         return min(1.0, (self.sink + 1) / length)

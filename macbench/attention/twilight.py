@@ -4,13 +4,13 @@ Quest's best pages, `candidates` tokens of them, are a generous first choice (ba
 Their keys are read again in 4 bits (one scale and minimum per token) for estimated logits, and the
 smallest set whose estimated softmax mass over the candidates reaches p is attended exactly.
 
-Read per KV head of a sparse layer: page bounds (one token's worth per page; none with base=all),
-d / 2 + 4 bytes for each candidate, and the tokens of the kept set, both as unions over the group's
-query heads where each chooses for itself (shared=false, as the authors do; with shared=true pages
-and tokens by the group's summed bounds and mean mass). The first `dense_layers` layers read
-everything. The budget is an outcome of p. Differs from the authors' code: KV heads are never
-repeated; the set is cut from sorted mass, theirs by bisection on a threshold; what they report as
-budget is the kept tokens of a query head alone.
+Read per KV head of a sparse layer: page bounds (one token's worth per page; none with base=all or
+where all tokens are candidates), d / 2 + 4 bytes for each candidate, and the tokens of the kept
+set, both as unions over the group's query heads where each chooses for itself (shared=false, as the
+authors do; with shared=true pages and tokens by the group's summed bounds and mean mass). The first
+`dense_layers` layers read everything. The budget is an outcome of p. Differs from the authors'
+code: KV heads are never repeated; the set is cut from sorted mass, theirs by bisection on a
+threshold; what they report as budget is the kept tokens of a query head alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Method
-from macbench.attention.budget import check_share
+from macbench.attention.budget import check_least, check_share
 from macbench.attention.pages import PageBounds, held
 from macbench.attention.quantise import Packed
 from macbench.attention.select import best, union
@@ -38,6 +38,8 @@ class Twilight(Method):
     """p: share of the estimated mass that is kept; candidates: tokens of the first choice."""
 
     name: ClassVar[str] = "twilight"
+    # 2: candidates without mass at p = 1; no bounds where all tokens are candidates
+    version: ClassVar[int] = 2
     p: float = 0.85
     candidates: int = 8192
     base: str = "quest"
@@ -46,6 +48,7 @@ class Twilight(Method):
 
     def __post_init__(self) -> None:
         check_share("twilight.p", self.p)
+        check_least(self, 0, "dense_layers")
         if self.base not in ("quest", "all"):
             raise MacbenchError(f"twilight.base={self.base} is unknown: choose quest or all.")
         if self.candidates < PAGE:
@@ -116,7 +119,8 @@ class Twilight(Method):
         place = torch.arange(pages.shape[-1], device=q.device)
         listed = (place < counts[..., None])[..., None] & (tokens < view.lens[:, None, None, None])
         empty = full * PAGE - view.lens[:, None]  # the newest page may not be full
-        meta = full * g.token_bytes + (loaded * PAGE - empty) * self._estimate_bytes
+        bounds = torch.where(full > most, full * g.token_bytes, 0)
+        meta = bounds + (loaded * PAGE - empty) * self._estimate_bytes
         return tokens.flatten(2).minimum(view.lens[:, None, None] - 1), listed.flatten(2), meta
 
     def _logits(self, layer, q, size):
@@ -134,9 +138,11 @@ class Twilight(Method):
         """
         logits = logits.reshape(len(tokens), tokens.shape[1], -1, tokens.shape[-1])
         weights, total, _ = paged.softmax(logits, listed[:, :, None].expand(logits.shape))
-        mass, order = (weights / total).mean(2).sort(dim=-1, descending=True, stable=True)
+        mass = (weights / total).mean(2).masked_fill(~listed, -1.0)  # behind those of mass 0
+        mass, order = mass.sort(dim=-1, descending=True, stable=True)
         counts = listed.sum(-1)
         if self.p < 1:
+            mass = mass.clamp_min(0)
             short = mass.cumsum(-1) - mass < self.p  # without this one
             counts = short.sum(-1).minimum(counts)
         return tokens.gather(-1, order), counts

@@ -1,9 +1,9 @@
-"""The inverse of a model's rotary embedding: cached keys as they were before it.
+"""Cached keys turned back to position 0.
 
-A model gives no more than `rotate(x, positions)`; which channels it turns together and by how much
-is read off what it does to a few vectors, so any layout of pairs, channels that are not turned and
-a scaling of cos and sin are inverted alike. Rows in a model's second regime of frequencies
-(longrope) are turned back by those of the first.
+A model gives no more than `rotate(x, positions, regimes)`; which channels it turns together and by
+how much is read off what it does to a few vectors, so any layout of pairs and channels that are not
+turned are undone alike. Where a model scales cos and sin (yarn, longrope), a key at position 0 has
+that scale, too, and keeps it: logits need it of the query and of the key.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class Unrotate:
         self.probe = (channel <= self.partner).to(exact)  # the first of every pair, which goes …
         self.sign = torch.where(channel < self.partner, 1, -1) * (channel != self.partner)
 
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [..., n, d], rotated at positions that broadcast to [..., n] -> what it was (fp32)."""
-        flat = positions.flatten()
-        turned = self.rotate(self.probe.expand(len(flat), 1, -1), flat)
+    def __call__(self, x: Tensor, positions: Tensor, regimes: Tensor) -> Tensor:
+        """x [..., n, d], rotated at positions that broadcast to [..., n] in regimes that broadcast
+        to those -> as rotated to position 0 (fp32)."""
+        flat, regime = positions.flatten(), regimes.expand(positions.shape).flatten()
+        turned = self.rotate(self.probe.expand(len(flat), 1, -1), flat, regime)
         turned = turned.view(*positions.shape, -1)
         cos, sin = turned[..., self.first], turned[..., self.second]  # … to cos of it and sin
         sin = sin * self.sign
         x = wide(x)
-        return (cos * x + sin * x[..., self.partner]) / (cos.square() + sin.square())
+        return (cos * x + sin * x[..., self.partner]) / (cos.square() + sin.square()).sqrt()

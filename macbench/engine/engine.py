@@ -223,7 +223,8 @@ class Engine:
         held = len(request.tokens) - length
         question = length if request.question is None else min(request.question, length)
         room = held + request.max_new
-        prompt = Prompt(length, room, question, request.key, q_pre, q, decoded=request.decoded)
+        prompt = Prompt(length, room, question, request.key, q_pre, q)
+        prompt.decoded, prompt.regime = request.decoded, regime
         prompt.clock = self._clock
         return prompt, first
 

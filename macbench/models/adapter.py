@@ -150,9 +150,9 @@ class Model:
             raise MacbenchError("the model has no rotary tables yet; call prepare(max_tokens).")
         return self._tables
 
-    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotate x [N, H, d] to positions [N] int64 with the tables of regime 0."""
-        cos, sin = self._ready()[:, 0, positions]
+    def _rotate(self, x: Tensor, positions: Tensor, regimes: Tensor | None = None) -> Tensor:
+        """Rotate x [N, H, d] to positions [N] int64 with the tables of regimes [N], else of 0."""
+        cos, sin = self._ready()[:, 0 if regimes is None else regimes, positions]
         rotated, _ = self._rotate_pair(x, x[:, :0], cos, sin)
         return rotated
 

@@ -36,12 +36,17 @@ def exact(given: Problem) -> Tensor:
     return torch.stack(outs)
 
 
-def rope(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary embedding in halves: x [T, H, d], positions [T]."""
+BASE = torch.tensor([100.0, 30.0], dtype=torch.float64)  # of frequencies, by regime
+SCALE = torch.tensor([1.0, 1.25], dtype=torch.float64)  # of cos and sin
+
+
+def rope(x: Tensor, positions: Tensor, regimes: Tensor | None = None) -> Tensor:
+    """Rotary embedding in halves: x [T, H, d], positions and regimes [T]."""
     half = x.shape[-1] // 2
-    frequency = 100.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angle = (positions[:, None].double() * frequency)[:, None]
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    regime = torch.zeros_like(positions) if regimes is None else regimes
+    frequency = BASE[regime, None] ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle, scale = (positions[:, None] * frequency)[:, None], SCALE[regime, None, None]
+    cos, sin = (scale * angle.cos()).to(x.dtype), (scale * angle.sin()).to(x.dtype)
     left, right = x[..., :half], x[..., half:]
     return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
 
@@ -56,6 +61,8 @@ class Tokens:
     k: Tensor
     v: Tensor
     key: int = 0
+    regime: int = 0
+    decoded: int = 0  # of the prompt, by an answer that goes on
 
 
 @dataclass
@@ -87,6 +94,7 @@ def problem(
     centres: int = 3,
     noise: float = 0.25,
     stray: float = 0.2,
+    regime: int = 0,
 ) -> Problem:
     """Random fp64 data. Queries scatter by `noise` around `centres` points per layer and head; a
     share `stray` of them is unlike any other."""
@@ -105,16 +113,17 @@ def problem(
         strays = torch.rand(layers, total, heads, 1, generator=draw) < stray
         q_pre = middle.gather(1, index) + noise * normal(layers, total, heads, d)
         q_pre = torch.where(strays, 1.5 * normal(layers, total, heads, d), q_pre)
-        position = torch.arange(total)
+        position, regimes = torch.arange(total), torch.full((total,), regime)
         keys = normal(layers, total, kv_heads, d)
         sequences.append(
             Tokens(
                 length,
                 q_pre,
-                torch.stack([rope(x, position) for x in q_pre]),
-                torch.stack([rope(x, position) for x in keys]),
+                torch.stack([rope(x, position, regimes) for x in q_pre]),
+                torch.stack([rope(x, position, regimes) for x in keys]),
                 normal(layers, total, kv_heads, d),
                 key=1000 * seed + slot,
+                regime=regime,
             )
         )
     geometry = Geometry(
@@ -185,6 +194,7 @@ def start(method: Method, given: Problem, view: View) -> Record:
         prompt = Prompt(
             s.length, given.steps, s.length, s.key, list(s.q_pre[:, last]), list(s.q[:, last])
         )
+        prompt.regime, prompt.decoded = s.regime, s.decoded
         for layer in range(geometry.layers):
             if method.needs.observe:
                 observe(method, layer, slot, s)

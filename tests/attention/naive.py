@@ -132,7 +132,8 @@ def oracle_topk(layer, t, kept, shared):
 
 
 def quest(layer, t, pages, shared, page=16):
-    """The newest page and the pages - 1 others whose box of keys bounds q.k highest."""
+    """The newest page and the pages - 1 others whose box of keys bounds q.k highest. Where all are
+    read there is nothing to choose, and no box is looked at."""
     heads, group = layer.q.shape[1], layer.group
     held = [list(range(a, min(a + page, t + 1))) for a in range(0, t + 1, page)]
     bounds = []
@@ -155,7 +156,8 @@ def quest(layer, t, pages, shared, page=16):
         order = sorted(range(len(held) - 1), key=lambda i: -score[i])
         chosen.append({j for i in [*order[: pages - 1], len(held) - 1] for j in held[i]})
     step = selected(layer, t, chosen)
-    step.meta_bytes = [len(held) * 2 * layer.d * layer.itemsize] * len(step.kv_tokens)
+    boxes = len(held) if pages < len(held) else 0
+    step.meta_bytes = [boxes * 2 * layer.d * layer.itemsize] * len(step.kv_tokens)
     return step
 
 

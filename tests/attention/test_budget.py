@@ -149,8 +149,18 @@ def test_kivi_reads_what_its_bits_say(tokens, bits):
 
 def test_the_pyramid_s_sizes_are_the_published_example():
     """C = 1311, window 8, 32 layers: from 2549 tokens in the first to 100, 1324.5 on average."""
-    method = create("pyramidkv", {"budget": 1311 / 131072})
-    shape = geometry(32, 8, 4, 128)
-    assert method.predicted(shape, 131072, 131072) * 131072 == pytest.approx(1324.5)
-    grown = method.predicted(shape, 131072, 131172) * 131172
-    assert grown == pytest.approx(1424.5)
+    sizes = create("pyramidkv", {}).pyramid(32, 131072, 1311)
+    assert (sizes[0], sizes[-1], sum(sizes) / 32) == (2549, 100, 1324.5)
+
+
+@pytest.mark.parametrize("length", [2048, 4096, 8192, 32768])
+@pytest.mark.parametrize("budget", [0.015, 0.02, 0.05, 0.1])
+def test_the_pyramid_gets_no_more_than_snapkv(length, budget):
+    """Its whole steps would add as much as a seventh."""
+    for layers in (30, 32):
+        shape = geometry(layers, 8, 4, 128)
+        flat, steep = (
+            create(name, {"budget": budget, "window": 8}).predicted(shape, length, length + 1)
+            for name in ("snapkv", "pyramidkv")
+        )
+        assert flat - 2 / length <= steep <= flat

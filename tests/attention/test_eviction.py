@@ -339,36 +339,37 @@ def test_ada_conserves_the_layers_budget(seed, alpha, kv_heads):
         assert torch.equal(record.tensor(), plain.tensor())
 
 
-def sizes(budget, length, layers=32, **knobs):
-    return create("pyramidkv", {"budget": budget, **knobs}).sizes(layers, length)
+def pyramid(capacity, length, **knobs):
+    return create("pyramidkv", knobs).pyramid(32, length, capacity)
 
 
 def test_pyramidkv_by_hand():
     """C = 1311, window 8, 32 layers: 2549 down to 100 in steps of 79, 1 % above C in the mean."""
-    found = sizes(1311 / 13110, 13110)
+    found = pyramid(1311, 13110)
     assert (found[0], found[1], found[-1]) == (2549, 2470, 100)
     assert sum(found) / 32 == 1324.5
 
 
 def test_pyramidkv_when_the_prompt_is_short():
     # C = 1500: max 2 * 1492 - 74 = 2910 of 2992 fits; at C = 1600, 3105 does not
-    assert sizes(0.5, 3000)[0] == 2910 + 8
-    clipped = sizes(1600 / 3000, 3000)
-    assert clipped == [1600] * 32  # 3000 < 2 * 1592: uniform
-    clipped = sizes(1504 / 3008, 3008, beta=1000)  # 2 * 1496 - 1 = 2991 of 3000 fits
-    assert clipped[0] == 2991 + 8
-    clipped = sizes(1504 / 3000, 3000, beta=1000)  # 2991 of 2992 fits
-    assert clipped[0] == 2991 + 8
-    clipped = sizes(1505 / 3000, 3000, beta=1000)  # 2993 does not: 2992 down to 2
+    assert pyramid(1500, 3000)[0] == 2910 + 8
+    assert pyramid(1600, 3000) == [1600] * 32  # 3000 < 2 * 1592: uniform
+    # 2 * 1496 - 1 = 2991 of 3000 or 2992 fits
+    assert pyramid(1504, 3008, beta=1000)[0] == 2991 + 8
+    assert pyramid(1504, 3000, beta=1000)[0] == 2991 + 8
+    # 2993 does not: 2992 down to 2
+    clipped = pyramid(1505, 3000, beta=1000)
     assert clipped == [2992 + 8 - layer * (2990 // 31) for layer in range(32)]
 
 
 @given(st.integers(1, 40), st.integers(20, 5000), st.floats(0.02, 1.0), st.sampled_from([1, 2, 20]))
 def test_pyramidkv_conserves_the_budget(layers, length, budget, beta):
-    found = sizes(budget, length, layers, beta=beta)
-    mean = max(int(budget * length), 9)
+    """Up to two tokens; the authors' whole steps alone would add up to half as many as layers."""
+    method = create("pyramidkv", {"budget": budget, "beta": beta})
+    found, mean = method.sizes(layers, length), max(int(budget * length), 9)
     assert found == sorted(found, reverse=True) and found[-1] >= 8
-    assert 0 <= sum(found) - layers * mean <= layers * (layers - 1) / 2
+    assert -2 <= sum(found) / layers - mean <= (mean == 9)
+    assert 0 <= sum(method.pyramid(layers, length, mean)) / layers - mean <= (layers - 1) / 2
     if beta == 1:
         assert found == [mean] * layers
 
@@ -530,6 +531,17 @@ def test_an_answer_that_goes_on_keeps_what_it_had_generated():
             if name == "snapkv":
                 recent = range(47 - held + 10, 47)
                 assert all(set(recent) <= own for own in heads)
+
+
+def test_an_answer_that_goes_on_is_cut_when_it_would_have_been():
+    """A row after 7 of its steps beside one after none: cut to 10 and 5 tokens every 4 steps."""
+    case = problem(lengths=(47, 20), steps=9)
+    case.sequences[0].decoded = 7
+    method = create("snapkv", {"budget": 0.25, "window": 3, "recompress": 4})
+    read = [c["kv_tokens"][0, :, 0].tolist() for c in drive(method, case).counts]
+    held = ([14, 11, 12, 13, 14, 11, 12, 13, 14], [6, 7, 8, 9, 6, 7, 8, 9, 6])
+    assert read == list(map(list, zip(*held, strict=True)))
+    assert method.capacity(0, 47 + 9) == 14
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,19 @@ def test_low_precision_costs_no_more_than_it_does_full_attention(name, knobs, dt
     assert error <= 2 * rms(exact(rounded).double() - exact(wide))
 
 
+@pytest.mark.parametrize(
+    "name, knob",
+    [
+        *((name, "dense_layers") for name in ("quest", "twilight", "double_sparsity", "rocketkv")),
+        *((name, "sink") for name in ("streaming_llm", "random", "multipole", "mac")),
+        ("random", "recent"),
+    ],
+)
+def test_numbers_below_zero_are_refused(name, knob):
+    with pytest.raises(MacbenchError, match=rf"{name}\.{knob}=-1 must"):
+        create(name, {knob: -1})
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_an_option_that_does_not_exist_is_refused_with_the_nearest(name):
     with pytest.raises(MacbenchError, match=f"{name} has no option 'bugdet'"):

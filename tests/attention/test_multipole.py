@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from harness import (
+    SCALE,
     Problem,
     Tokens,
     allocate,
@@ -47,7 +48,9 @@ class NaiveMultipole:
         self.key, self.length = case.sequences[slot].key, case.sequences[slot].length
         self.per, self.interval, self.sink = per_cluster, interval, sink
         back = -torch.arange(self.data.k.shape[0])
-        self.k_pre = rope(torch.tensor(self.data.k), back).numpy()
+        self.regime = torch.full_like(back, case.sequences[slot].regime)
+        turned = rope(torch.tensor(self.data.k), back, self.regime)  # has the scale twice
+        self.k_0 = (turned / SCALE[self.regime[0]]).numpy()  # as at position 0
         self.clusters = [[] for _ in range(self.data.k.shape[1])]
         self.intervals = max((self.length - sink) // interval - 1, 0)
         whole, size = self.intervals * interval, block // interval * interval
@@ -64,18 +67,18 @@ class NaiveMultipole:
         k = len(positions) // self.per
         draws = [number(self.key, self.layer, head, p) for p in positions]
         seeds = sorted(range(len(positions)), key=lambda i: draws[i])[:k]
-        centres = [self.k_pre[positions[i], head] for i in seeds]
+        centres = [self.k_0[positions[i], head] for i in seeds]
         for i in range(iterations):
             clusters = [[] for _ in range(k)]
             for p in positions:
-                away = [np.square(self.k_pre[p, head] - c).sum() for c in centres]
+                away = [np.square(self.k_0[p, head] - c).sum() for c in centres]
                 clusters[int(np.argmin(away))].append(p)
             for c, members in enumerate(clusters):
                 if members:
-                    centres[c] = self.k_pre[members, head].mean(0)
+                    centres[c] = self.k_0[members, head].mean(0)
                 else:
                     draw = number(self.key, self.layer, head, positions[0], i, c)
-                    centres[c] = self.k_pre[positions[int(draw * len(positions))], head]
+                    centres[c] = self.k_0[positions[int(draw * len(positions))], head]
         return clusters
 
     def step(self, t, limit, replacement=True):
@@ -87,7 +90,7 @@ class NaiveMultipole:
             self.intervals += 1
         out, chosen = [], []
         turned = torch.tensor(d.q_pre[t])[None]
-        turned = rope(turned, torch.tensor([min(2048, self.length)]))[0].numpy()
+        turned = rope(turned, torch.tensor([min(2048, self.length)]), self.regime[:1])[0].numpy()
         near = [*range(min(self.sink, t + 1))]
         near += range(self.sink + self.intervals * self.interval, t + 1)
         for head in range(len(turned)):
@@ -95,7 +98,7 @@ class NaiveMultipole:
             clusters = [c for c in self.clusters[kv] if c]
             heads = range(kv * group, (kv + 1) * group)
             logits = {
-                h: [d.scale * float(turned[h] @ self.k_pre[c, kv].mean(0)) for c in clusters]
+                h: [d.scale * float(turned[h] @ self.k_0[c, kv].mean(0)) for c in clusters]
                 for h in heads
             }
             scores = np.zeros(len(clusters))
@@ -133,7 +136,8 @@ def limit_of(case, slot, budget, replacement):
         return 10**9
     clusters = max((n - 2) // 8 - 1, 0) * 2
     meta = clusters * (d * size * (1 + replacement) + 4) / (2 * d * size)
-    return max(int(budget * n - 2 - 1.5 * 8 - meta), 0)
+    near = n - clusters // 2 * 8  # what is in no cluster
+    return max(int(budget * n - near - meta + 4 / 2), 0)
 
 
 def assert_equals(case, budget, replacement=True):
@@ -165,15 +169,16 @@ def vars_of(method):
     st.sampled_from([1, 3, 4]),
     st.sampled_from([0.3, 0.6, 0.8, 1.0]),
     st.booleans(),
+    st.integers(0, 1),
 )
-def test_multipole_equals_the_naive_one(seed, lengths, group, budget, replacement):
-    case = problem(seed, lengths, steps=3, layers=1, group=group)
+def test_multipole_equals_the_naive_one(seed, lengths, group, budget, replacement, regime):
+    case = problem(seed, lengths, steps=3, layers=1, group=group, regime=regime)
     assert_equals(case, budget, replacement)
 
 
 def test_the_buffer_becomes_clusters_while_it_decodes():
     """3 intervals and more, from prompts with and without clusters of their own."""
-    assert_equals(problem(lengths=(40, 5), steps=30, layers=2, kv_heads=1), 0.7)
+    assert_equals(problem(lengths=(40, 5), steps=30, layers=2, kv_heads=1, regime=1), 0.7)
 
 
 def test_a_prompt_is_clustered_in_blocks_of_its_own(monkeypatch):
@@ -199,7 +204,7 @@ def clustered(keys, members, counts, q, limit, **knobs):
     v = torch.arange(total).double()[None, :, None, None].expand(1, -1, 1, d).clone()
     queries = torch.tensor(q, dtype=torch.float64).expand(1, total, 1, -1)
     shape = problem(layers=1, kv_heads=1, group=1, d=d).geometry
-    shape = replace(shape, scale=1.0, rotate=lambda x, positions: x)
+    shape = replace(shape, scale=1.0, rotate=lambda x, *_: x)
     case = Problem(shape, [Tokens(total - 1, queries, queries, k, v)], 1)
     knobs = {"per_cluster": 1, "interval": 1, "sink": 0, **knobs}
     method = create("multipole", knobs)
@@ -284,7 +289,7 @@ def test_zero_keys_give_the_exact_mean():
 def test_multipole_finds_a_strong_needle(seed):
     """One key along the query, 30 long among N(0, 1), d = 128, T = 128 and more."""
     case = problem(seed=seed, lengths=(2048,), steps=1, layers=1, kv_heads=1, group=1, d=128)
-    case = replace(case, geometry=replace(case.geometry, rotate=lambda x, positions: x))
+    case = replace(case, geometry=replace(case.geometry, rotate=lambda x, *_: x))
     s = case.sequences[0]
     s.q[:] = s.q_pre
     q = s.q[0, 2048, 0]
@@ -307,21 +312,25 @@ def test_multipole_finds_a_strong_needle(seed):
     ],
 )
 def test_sizes_at_128k(knobs, floor, budget, tokens):
-    """What is least read and T, for d = 128 in bf16: T by the formula with all tokens clustered."""
+    """What is least read and T, for d = 128 in bf16, with all tokens clustered and a buffer of 1.5
+    intervals; of this prompt's it holds 54 tokens more."""
     geometry = replace(problem(d=128).geometry, dtype=torch.bfloat16)
     method = create("multipole", {"budget": budget, **knobs})
-    assert method.floor(geometry, 131072) == pytest.approx(floor, abs=1e-4)
+    assert method.floor(geometry, 131072) == pytest.approx(floor + 54 / 131072, abs=1e-4)
+    tokens = tokens and tokens - 54 + method.per_cluster / 2
     assert method.tokens(geometry, 131072) == pytest.approx(tokens, abs=16)
+    assert method.floor(geometry, 131072 - 54) == pytest.approx(floor, abs=1e-4)
 
 
 @pytest.mark.parametrize("group", [1, 4])
-def test_multipole_achieves_the_byte_budget_it_was_asked_for(group):
-    """Clusters are whole, and the buffer is anything between one and two intervals."""
-    case = problem(lengths=(1604,), steps=1, layers=2, kv_heads=1, group=group, d=16)
-    record = drive(create("multipole", {"budget": 0.4, "interval": 16, "iterations": 2}), case)
+@pytest.mark.parametrize("length", [1546, 1604, 1672])
+def test_multipole_achieves_the_byte_budget_it_was_asked_for(group, length):
+    """But for clusters being whole: whether its buffer holds one interval or nearly two."""
+    case = problem(lengths=(length,), steps=1, layers=4, kv_heads=4, group=group, d=16)
+    record = drive(create("multipole", {"budget": 0.4, "iterations": 2}), case)
     counts = record.counts[0]
     read = counts["kv_tokens"] + counts["meta_bytes"] / case.geometry.token_bytes
-    assert read.mean().item() / 1605 == pytest.approx(0.4, abs=0.02)
+    assert read.mean().item() == pytest.approx(0.4 * length, abs=8)
 
 
 @given(st.integers(0, 99))
@@ -353,7 +362,7 @@ def test_clear_clusters_are_found():
     assert torch.equal(labels, torch.arange(4).repeat(10))
 
 
-def interleaved(x, positions):
+def interleaved(x, positions, regimes=None):
     """Pairs of neighbours, the last two channels left alone, cos and sin scaled by 1.25."""
     angle = positions[:, None, None].to(x.dtype) * 0.3 ** torch.arange(3, dtype=x.dtype)
     cos, sin = 1.25 * angle.cos(), 1.25 * angle.sin()
@@ -362,13 +371,14 @@ def interleaved(x, positions):
     return torch.cat((turned, x[..., 6:]), -1)
 
 
-@pytest.mark.parametrize("rotate", [rope, interleaved, lambda x, positions: x])
-def test_any_rotary_layout_is_undone(rotate):
+@pytest.mark.parametrize("rotate", [rope, interleaved, lambda x, *_: x])
+def test_keys_of_any_rotary_layout_are_turned_back(rotate):
     geometry = replace(problem().geometry, rotate=rotate)
     x = torch.randn(20, 2, 8, dtype=torch.float64)
-    position = torch.arange(20) * 7
-    back = Unrotate(geometry)(rotate(x, position).transpose(0, 1), position)
-    assert_close(back, x.transpose(0, 1), rtol=0, atol=1e-12)
+    position, regime = torch.arange(20) * 7, torch.arange(20) % 2
+    back = Unrotate(geometry)(rotate(x, position, regime).transpose(0, 1), position, regime)
+    first = rotate(x, torch.zeros_like(position), regime)
+    assert_close(back, first.transpose(0, 1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -365,3 +365,24 @@ def test_resident_bytes_of_page_bounds():
     assert allocate(create("quest", {}), case) == 3 * 2 * 8 * 2 * 2 * 2
     for name in ("full", "streaming_llm", "oracle_topk", "random"):
         assert allocate(create(name, {}), case) == 0
+
+
+def test_random_tokens_without_sinks_and_window_are_at_least_one():
+    case = problem(lengths=(20,), steps=2)
+    method = create("random", {"tokens": 0.01, "sink": 0, "recent": 0})
+    counts = drive(method, case).counts
+    assert all((now["head_tokens"] == 1).all() for now in counts)
+    assert method.floor(case.geometry, 20) == 1 / 20
+
+
+@pytest.mark.parametrize(
+    "name, knobs, keys", [("quest", {}, 0), ("twilight", {"candidates": 48}, 8 / 2 + 4)]
+)
+def test_bounds_are_read_only_where_there_is_a_choice_of_pages(name, knobs, keys):
+    """Three pages are always read: of 48 tokens and fewer no bounds. 4-bit keys are read of all
+    candidates, here of 47, 48, 33 and 34 tokens."""
+    case = problem(lengths=(46,), steps=4, group=1)
+    counts = drive(create(name, {"dense_layers": 0, **knobs}), case).counts
+    candidates, pages = (47, 48, 33, 34), (0, 0, 4, 4)
+    for now, tokens, boxes in zip(counts, candidates, pages, strict=True):
+        assert (now["meta_bytes"] == boxes * case.geometry.token_bytes + tokens * keys).all()

@@ -96,6 +96,15 @@ def test_the_fewest_that_hold_the_mass_by_hand(p, kept):
     assert chosen[0, 0, :kept].tolist() == [10, 20, 40, 50][:kept]
 
 
+def test_candidates_without_any_mass_come_before_what_is_no_candidate():
+    """exp underflows; what fills up a page (here 60) stands for the newest token once more."""
+    method = create("twilight", {"p": 1.0})
+    logits = torch.tensor([0.0, 7.0, -9e3])[None, None, None]
+    tokens, listed = torch.tensor([[[10, 60, 20]]]), torch.tensor([[[True, False, True]]])
+    chosen, counts = method._prune(logits, tokens, listed)
+    assert chosen[0, 0, : counts.item()].tolist() == [10, 20]
+
+
 @pytest.mark.parametrize("p", [0.3, 0.85, 0.99])
 def test_exact_estimates_keep_a_true_share_and_no_token_more(p):
     """Keys on a grid of 16 levels are stored as they are; one-hot values show the set."""

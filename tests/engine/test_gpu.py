@@ -123,7 +123,7 @@ def flashinfer():
         scale=0.1,
         device=torch.device("cuda"),
         dtype=torch.bfloat16,
-        rotate=lambda x, positions: x,
+        rotate=lambda x, *_: x,
         backend="flashinfer",
     )
     pages = 3 * 20

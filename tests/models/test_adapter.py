@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
+from macbench.attention import Needs
+from macbench.attention.full import Full
+from macbench.engine import Engine, Request
 from macbench.errors import MacbenchError
 from macbench.models import Model
 
@@ -94,20 +98,40 @@ def test_a_row_does_not_see_its_neighbour(zoo, family):
 def test_attend_sees_the_query_before_and_after_rope(zoo, family):
     model = zoo.model(family)
     geometry = model.geometry
+    regime = torch.tensor([model.regime(10**6)])  # longrope's second, others' only one
     seen = []
 
     def attend(layer, q_pre, q, k, v):
         seen.append(layer)
         assert q_pre.shape == q.shape == (1, 9, geometry.q_heads, geometry.head_dim)
         assert k.shape == v.shape == (1, 9, geometry.kv_heads, geometry.head_dim)
-        rotated = geometry.rotate(q_pre[0], torch.arange(5, 14))
+        rotated = geometry.rotate(q_pre[0], torch.arange(5, 14), regime.expand(9))
         assert (rotated - q[0]).abs().max() < 1e-6
         assert (q_pre[0] - q[0]).abs().max() > 1e-3
         return torch.zeros_like(q)
 
     model.prepare(16)
-    model.forward(zoo.sequence(9), torch.arange(5, 14)[None], torch.tensor([0]), attend)
+    model.forward(zoo.sequence(9), torch.arange(5, 14)[None], regime, attend)
     assert seen == list(range(geometry.layers))
+
+
+class Begun(Full):
+    """Full attention that turns the prompt's last queries itself."""
+
+    needs = Needs(prompt_queries=9)
+
+    def begin(self, layer, slot, prompt, view):
+        position = torch.arange(prompt.length - 9, prompt.length)
+        regime = torch.full_like(position, prompt.regime)
+        turned = self.geometry.rotate(prompt.q_pre[layer], position, regime)
+        assert_close(turned, prompt.q[layer])
+
+
+@pytest.mark.parametrize("length", [20, 300])
+def test_methods_rotate_in_the_regime_of_their_prompt(zoo, length):
+    model = zoo.model("phi3")
+    request = Request(zoo.sequence(length)[0].tolist(), max_new=2, key=0)
+    Engine(model, [Begun()], 1, length, 2).run([request])
 
 
 def test_query_norm_comes_before_q_pre(zoo):
