@@ -310,6 +310,15 @@ def test_options_beside_a_file_are_refused_not_ignored(calibrated, tiny, tmp_pat
     assert "mac.tau is given but mac@" in capsys.readouterr().err
 
 
+def test_a_file_and_the_same_knobs_typed_are_one_cell(calibrated, tiny, tmp_path, capsys):
+    knobs = yaml.safe_load(calibrated.read_text())["knobs"]
+    typed = [f"mac.{knob}={knobs[knob]}" for knob in ("tau", "K", "r")]
+    words = [*tiny, *BASE, f"method=[full,mac@{calibrated},mac]", *typed]
+    assert main(["run", *words, f"out={tmp_path / 'out'}"]) == 0
+    assert "is the same as a method before it; it runs once" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("out/*mac*/"))) == 1
+
+
 def test_a_file_that_cannot_be_written_costs_no_work(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out in (tmp_path, tmp_path / "file" / "mac.yaml"):
