@@ -14,7 +14,7 @@ BUDGETED = (
     *("rocketkv", "multipole", "double_sparsity"),
 )
 METHODS = (
-    "method=[full,full/split,mac,quest,quest/sparse,snapkv,snapkv/ada,pyramidkv,h2o,tova,"
+    "method=[full,full/split,mac,quest,quest/sparse,snapkv,snapkv/wide,snapkv/ada,pyramidkv,h2o,tova,"
     "streaming_llm,rocketkv,multipole,double_sparsity,twilight,kivi,kivi/2bit,oracle_topk,random]",
     *(f"{name}.budget={BUDGETS}" for name in BUDGETED),
     "mac.tau=[0.3,0.45,0.6,0.75]",
