@@ -271,10 +271,13 @@ class Engine:
     def _begin(self, prompts: list[Prompt], rows: Rows, longest: int) -> None:
         forks = views(self.cache, rows, len(self.methods), self.slots, longest)
         for slot, prompt in enumerate(prompts):
+            began = self._clock()  # waits for the device: once a method
             for layer in range(self.geometry.layers):
                 for m, (method, fork) in enumerate(zip(self.methods, forks, strict=True)):
-                    began, prompt.borrowed = self._clock(), 0.0
+                    prompt.borrowed = 0.0
                     method.begin(layer, slot, prompt, fork)
-                    self.extra[m][slot] += self._clock() - began + prompt.borrowed
+                    ended = self._clock()
+                    self.extra[m][slot] += ended - began + prompt.borrowed
+                    began = ended
                 prompt.shared.clear()
             prompt.q_pre, prompt.q = [], []  # large: K queries of every layer
