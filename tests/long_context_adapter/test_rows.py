@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macbench.experiments.long_context_adapter.draw import FIRST, LAST, Draw
-from macbench.experiments.long_context_adapter.lessons import retrieval
+from macbench.experiments.long_context_adapter.lessons import questions, retrieval
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, Turn
 from macbench.experiments.long_context_adapter.rows import KINDS, MAKERS, PLAIN, positions
 from macbench.experiments.long_context_adapter.supply import Order, Supply, gather
@@ -66,8 +66,25 @@ def test_answers_are_in_the_text_before_them(writer, kind):
             if name == "answer":
                 text = text.removesuffix(writer.spec.frame.end)
                 for part in text.replace(" and ", " ").replace(",", " ").split():
-                    assert part.strip(".;:") in seen or part.strip(".").isdigit(), (text, seed)
+                    bare = part.strip(".;:").lower()
+                    assert bare in seen.lower() or bare.isdigit(), (text, seed)
             seen += text
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(questions.KINDS))
+def test_a_reason_ends_with_the_right_choice(kind):
+    """Of the four choices a reply's reason names the right one last; the text says all four."""
+    for seed in range(150):
+        made = kind(Draw(f"{kind.__name__}/{seed}", held=seed % 5 == 0))
+        assert len(set(made.four)) == 4
+        text, reason = "\n".join(made.said).lower(), made.reason(made.four).lower()
+        ends = {}
+        for choice in made.four:
+            found = [m.end() for m in re.finditer(rf"\b{re.escape(choice.lower())}\b", reason)]
+            ends[choice] = max(found, default=-1)
+            parts = choice.lower().split() if kind is questions.words else [choice.lower()]
+            assert kind is questions.tally or all(part in text for part in parts)
+        assert max(ends, key=ends.get) == made.four[0] and ends[made.four[0]] > 0, (made, reason)
 
 
 def test_every_value_of_a_key_is_asked_for(writer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from macbench.experiments.long_context_adapter.draw import Draw
+from macbench.experiments.long_context_adapter.lessons import facts
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, conversation
 from macbench.experiments.long_context_adapter.texts import Size, prose
 
@@ -120,11 +121,11 @@ OPENS = ("", "", "The answer is", "A:", " Reply:", "From the passages:", "It is"
 
 
 def documents(draw: Draw, size: Size, room: int) -> Lesson:
-    """Passages with several facts each, numbered and shuffled, among passages of books; or entries
-    on works and on the people who made them."""
+    """Passages with several facts each, numbered and shuffled, among passages of books; or several
+    passages on each of some towns; or entries on works and on the people who made them."""
     style, intro = draw.wording(HEADS), draw.wording(INTROS)
     room -= size(intro) + 400
-    made = _entries if draw.random() < 0.45 else _passages
+    made = draw.choices((_entries, _articles, _passages), (4, 4, 2))[0]
     passages, asked = made(draw, size, room, size(style) + 3)
     draw.shuffle(passages)
     joint = draw.choice(("\n\n", "\n"))
@@ -156,6 +157,49 @@ def _passages(
             asked += questions
         room -= size(text) + more
         passages.append(text)
+    return passages, asked
+
+
+OPENERS = (
+    "{town} is a place of which little was written before {year}.",
+    "Nobody passes through {town} by accident.",
+    "Of all towns on the coast, {town} has changed the least.",
+    "The people of {town} have seen better times.",
+    "A traveller of the year {year} calls {town} the quietest town of the land.",
+    "Few maps of {year} show {town}.",
+    "Whoever grew up in {town} speaks of it with a smile.",
+    "In {year} there were only nine houses in {town}.",
+)
+
+
+def _articles(
+    draw: Draw, size: Size, room: int, more: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Passages on towns, several on each, in the same manner. A passage names its town at the
+    beginning, most of its facts do not; so the town has to be kept in mind."""
+    passages: list[str] = []
+    asked: list[tuple[str, str]] = []
+    houses = facts.HOUSES.split("|")
+    for town in draw.places(200):
+        mine = draw.sample(houses, draw.randint(3, 12))
+        while mine and (room > 0 or not asked):
+            opener = draw.wording(OPENERS).format(town=town, year=draw.randint(1402, 1899))
+            text, known = [opener], [facts.feature(draw, town, mine.pop())]
+            text.append(known[0].said if draw.random() < 0.3 else known[0].short)
+            while mine and draw.random() < 0.5:
+                known.append(facts.feature(draw, town, mine.pop()))
+                text.append(known[-1].short)
+            if draw.random() < 0.3:
+                known.append(facts.happened(draw))
+                text.append(known[-1].said)
+            if draw.random() < 0.7:  # as long as paragraphs are
+                filler = [s.strip() for s in prose(draw, size, draw.randint(30, 130))]
+                text[1:] = draw.sample(text[1:] + filler, len(text) - 1 + len(filler))
+            asked += [question for fact in known for question in fact.asked]
+            passages.append(" ".join(text))
+            room -= size(passages[-1]) + more
+        if room <= 0:
+            break
     return passages, asked
 
 
