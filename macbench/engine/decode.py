@@ -20,7 +20,7 @@ from macbench.measure.trace import Trace
 if TYPE_CHECKING:
     from macbench.models import Model
 
-POLL = {"cpu": 1, "cuda": 16}  # steps between looks at whether every row has finished
+POLL = {"cpu": 1, "cuda": 8}  # steps between looks at whether every row has finished
 
 
 @dataclass
@@ -156,7 +156,8 @@ def decode(
     """Decode until every row has stopped, at most the loop's steps; tokens, [R, steps done].
 
     On a card the second step is captured as a CUDA graph and replayed from then on, where model and
-    methods allow it; steps that the audit compares run eagerly. After every `every` steps (0:
+    methods allow it; it is captured again without the methods whose rows have all stopped. Steps
+    that the audit compares run eagerly. After every `every` steps (0:
     never) `pause` is called with the tokens sampled so far; it may wait for the device and must
     leave rows and methods alone. `ended` gets them, too, wherever the host looks at the rows, and
     names rows that are to stop.
@@ -173,10 +174,12 @@ def decode(
             if ended is not None:
                 rows.live[ended(loop.sampled[:, :done])] = False
             living = rows.live.view(len(methods), -1).any(1).tolist()
-            if not any(living):
+            active = [m for m, alive in enumerate(living) if alive]
+            if not active:
                 return loop.sampled[:, :done]
-            if not capture:
-                loop.active[:] = [m for m, alive in enumerate(living) if alive]
+            if active != loop.active:
+                loop.active[:] = active
+                replay = loop.step
         if pause is not None and every and done and done % every == 0:
             pause(loop.sampled[:, :done])
         if not capture:
