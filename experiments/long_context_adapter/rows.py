@@ -201,7 +201,7 @@ class Writer:
             tokens += self.ids(piece)
         places = np.arange(length)
         if len(cuts) > 1 and draw.random() < 0.5:
-            free = max(*self.spec.spans, length) - length
+            free = max((*self.spec.spans, length)) - length
             places[draw.choice(cuts[1:]) :] += draw.randint(0, free)
         return np.array(tokens[:length]), places
 

@@ -180,6 +180,10 @@ def test_the_anchor_is_half_of_the_books_and_half_the_models_own(spec, tmp_path)
             assert ("QQ" in near) and near.replace("QQ", "").strip()
     share = own * len(writer.ids(" QQ passage")) / (30 * 2048)
     assert 0.3 < share < 0.7 and chats > 5 and 5 < skips < 25, (share, chats, skips)
+    near = Writer(replace(spec, spans=()))  # no span to skip in, and nothing of the base's own
+    for seed in range(5):
+        tokens, positions = near.anchor(Draw(str(seed)), 2048)
+        assert (positions == np.arange(2048)).all() and "QQ" not in whole(tokens.tolist())
 
 
 def test_a_batch_points_at_what_follows(writer):
