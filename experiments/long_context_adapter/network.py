@@ -2,7 +2,7 @@
 
 The maps of all layers are stacked, [layers, out, in], and merged once a step, so that what is
 trained is what is later read from the file. What stands before and after attention works on
-[tokens, width] whatever the rows' length: each is compiled once.
+[tokens, width] whatever the rows' length: each is compiled once for a number of tokens.
 """
 
 from __future__ import annotations
@@ -39,8 +39,19 @@ class Shape:
         )
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a forward pass takes of the base, or of the base with the adapter merged in."""
+
+    layers: list[list[Tensor]]  # of a layer: LINEARS in the computation's dtype, then NORMS
+    final: Tensor
+    theta: float  # rotary base
+
+
 class Network(nn.Module):
     """Frozen base weights and the adapter's float32 parameters."""
+
+    untouched: Weights  # the base's own, ready to run
 
     def __init__(self, lm: Any, rank: int, scale: float, theta: float, seed: int):
         super().__init__()
@@ -61,44 +72,55 @@ class Network(nn.Module):
             gains = torch.stack([layer.get_submodule(place).weight.data for layer in layers])
             self.adapter[name] = nn.Parameter(gains.float())
         self.adapter[FINAL] = nn.Parameter(lm.model.norm.weight.data.float())
+        self.gains = {name: self.adapter[name].detach().clone() for name in (*NORMS, FINAL)}
         self.embedding = lm.model.embed_tokens.weight.data.float()
 
     def place(self, device: torch.device, dtype: torch.dtype) -> Network:
-        """Move all of it; the embedding is kept in the dtype of the computation."""
+        """Move all of it; what runs as it is gets the dtype of the computation."""
         self.to(device)
         self.base = {name: weight.to(device) for name, weight in self.base.items()}
         self.embedding = self.embedding.to(device, dtype)
+        gains = {name: gain.to(device) for name, gain in self.gains.items()}
+        stacks = [*(weight.to(dtype) for weight in self.base.values()), *(gains[n] for n in NORMS)]
+        self.untouched = Weights(by_layer(stacks), gains[FINAL], self.base_theta)
         return self
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapter under the names of its file."""
         return {name.replace("_", "."): t for name, t in self.adapter.items()}
 
-    def merged(self) -> list[list[Tensor]]:
-        """Weights of this moment, in the computation's dtype: per layer, as LINEARS then NORMS."""
+    def merged(self) -> Weights:
+        """Base and adapter of this moment."""
         dtype = self.embedding.dtype
         stacks = []
         for name, base in self.base.items():
             a, b = self.adapter[f"{name}_A"], self.adapter[f"{name}_B"]
-            stacks.append(torch.baddbmm(base, b, a, alpha=self.scale).to(dtype).unbind(0))
-        stacks += [self.adapter[name].unbind(0) for name in NORMS]
-        return [list(layer) for layer in zip(*stacks, strict=True)]
+            stacks.append(torch.baddbmm(base, b, a, alpha=self.scale).to(dtype))
+        stacks += [self.adapter[name] for name in NORMS]
+        return Weights(by_layer(stacks), self.adapter[FINAL], self.theta)
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor, theta: float) -> tuple[Tensor, Tensor]:
         """cos and sin of positions [tokens]: [tokens, 1, head_dim], float32."""
         d = self.shape.head_dim
         steps = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32)
-        angles = positions.float()[:, None] * self.theta ** (-steps / d)
+        angles = positions.float()[:, None] * theta ** (-steps / d)
         angles = torch.cat((angles, angles), -1)[:, None]
         return angles.cos(), angles.sin()
 
-    def forward(self, tokens: Tensor, positions: Tensor, pieces: Pieces) -> Tensor:
-        """States before the head [rows * length, width]; tokens, positions [rows, length]."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor, pieces: Pieces, weights: Weights | None = None
+    ) -> Tensor:
+        """States before the head [rows * length, width]; tokens, positions [rows, length].
+
+        weights: with the adapter, unless they are given.
+        """
         rows, length = tokens.shape
-        shape = self.shape
-        cos, sin = self.rotary(positions.flatten())
+        shape, weights = self.shape, weights or self.merged()
+        cos, sin = self.rotary(positions.flatten(), weights.theta)
         x = F.embedding(tokens.flatten(), self.embedding)
-        for q, k, v, o, gate, up, down, n1, n2 in self.merged():
+        # so that the first layer needs no compiling of its own
+        x.requires_grad_(torch.is_grad_enabled())
+        for q, k, v, o, gate, up, down, n1, n2 in weights.layers:
             made = pieces.before(x, n1, q, k, v, cos, sin, shape)
             query, key, value = (
                 t.reshape(rows, length, -1, shape.head_dim).transpose(1, 2) for t in made
@@ -106,10 +128,15 @@ class Network(nn.Module):
             mixed = pieces.attend(query, key, value)
             mixed = mixed.transpose(1, 2).reshape(rows * length, -1)
             x = pieces.after(x, mixed, o, n2, gate, up, down, shape)
-        return norm(x, self.adapter[FINAL], shape.eps)
+        return norm(x, weights.final, shape.eps)
 
     def logits(self, states: Tensor) -> Tensor:
         return F.linear(states, self.embedding)
+
+
+def by_layer(stacks: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Stacks [layers, …] as a list of each layer's tensors."""
+    return [list(layer) for layer in zip(*(stack.unbind(0) for stack in stacks), strict=True)]
 
 
 def norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

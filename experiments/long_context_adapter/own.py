@@ -1,4 +1,4 @@
-"""The model's own chats: sampled replies to simple requests, which keep its language as it is."""
+"""What the base writes itself, to keep its language: replies to requests, and free passages."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ REQUESTS = (
     "Who would need {a} in their work, and what for?",
 )
 
+OPENINGS = (  # of free passages: of every kind of text, from a word or two
+    *("{A}", "The {a}", "A {a} is", "{A} and {b}", "How {a}", "{A}\n\n", "When the {a}"),
+    *("In this", "{A}: an introduction\n\n", "The history of {a}", "Abstract\n\n", "Chapter 1\n\n"),
+    *("Question: ", "# {A}\n\n", "I ", "We ", '"', "If you", "Step 1: ", "import ", "{text}"),
+)
+
+SHORT = 30  # characters: a reply of no more is left out
+
 
 def requests(count: int, seed: int) -> list[str]:
     """What is asked."""
@@ -52,35 +60,58 @@ def requests(count: int, seed: int) -> list[str]:
     return made
 
 
-@torch.no_grad()
-def sample(
+def openings(count: int, seed: int) -> list[str]:
+    """How free passages begin."""
+    draw = Draw(f"{seed}/passages")
+    made = []
+    for _ in range(count):
+        a, b = draw.words(2)
+        text = "".join(prose(draw, lambda s: len(s) // 4, 200)[:1]).strip() or a
+        made.append(draw.choice(OPENINGS).format(a=a, A=a.capitalize(), b=b, text=text))
+    return made
+
+
+def write(
     network: Network,
     tokenizer: Any,
     frame: Frame,
-    asked: list[str],
+    chats: int,
+    passages: int,
     length: int,
     seed: int,
-) -> list[tuple[str, str]]:
-    """(request, reply) pairs of the base, untrained, at temperature 1, up to `length` tokens each.
+) -> dict[str, list]:
+    """Of the base: `chats` as [request, reply], and `passages` that it has gone on with."""
+    asked, begun = requests(chats, seed), openings(passages, seed)
+    prompts = [frame.opening + ask + frame.to_reply for ask in asked] + begun
+    said = sample(network, tokenizer, prompts, frame.end, length, seed)
+    replies, rest = said[:chats], said[chats:]
+    return {
+        "chats": [pair for pair in zip(asked, replies, strict=True) if len(pair[1]) > SHORT],
+        "passages": [start + more for start, more in zip(begun, rest, strict=True)],
+    }
+
+
+@torch.no_grad()
+def sample(
+    network: Network, tokenizer: Any, prompts: list[str], stop: str, length: int, seed: int
+) -> list[str]:
+    """How the base goes on, at temperature 1, for up to `length` tokens or until the token `stop`.
 
     All rows decode as one batch with a cache of fixed size; prompts are padded on the left.
     """
     device = network.embedding.device
-    end = tokenizer.convert_tokens_to_ids(frame.end)
-    prompts = [
-        tokenizer(frame.opening + ask + frame.to_reply, add_special_tokens=False)["input_ids"]
-        for ask in asked
-    ]
-    width = max(map(len, prompts))
-    tokens = torch.full((len(prompts), width + length), end)
-    starts = torch.tensor([width - len(prompt) for prompt in prompts])
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[width - len(prompt) : width] = torch.tensor(prompt)
+    end = tokenizer.convert_tokens_to_ids(stop)
+    rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    width = max(map(len, rows))
+    tokens = torch.full((len(rows), width + length), end)
+    starts = torch.tensor([width - len(row) for row in rows])
+    for place, row in zip(tokens, rows, strict=True):
+        place[width - len(row) : width] = torch.tensor(row)
     tokens, starts = tokens.to(device), starts.to(device)
-    decode = _Decoder(network, len(prompts), width + length, starts)
+    decode = _Decoder(network, len(rows), width + length, starts)
     draws = torch.Generator(device).manual_seed(seed)
     states = decode(tokens[:, :width], 0)
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for at in range(width, width + length):
         chances = torch.softmax(network.logits(states[:, -1]).float(), -1)
         drawn = torch.multinomial(chances, 1, generator=draws)[:, 0]
@@ -89,29 +120,24 @@ def sample(
         if at % 32 == 0 and bool(done.all()):
             break
         states = decode(tokens[:, at : at + 1], at)
-    pairs = []
-    for ask, row in zip(asked, tokens[:, width:].tolist(), strict=True):
-        reply = row[: row.index(end)] if end in row else row
-        text = tokenizer.decode(reply, skip_special_tokens=True)
-        if len(reply) > 8:
-            pairs.append((ask, text))
-    return pairs
+    new = [row[: row.index(end)] if end in row else row for row in tokens[:, width:].tolist()]
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in new]
 
 
 class _Decoder:
-    """The network with a key-value cache [layers, 2, rows, KV heads, tokens, head_dim]."""
+    """The base with a key-value cache [layers, 2, rows, KV heads, tokens, head_dim]."""
 
     def __init__(self, network: Network, rows: int, tokens: int, starts: Tensor):
         shape = network.shape
         self.network, self.starts = network, starts
-        self.weights = network.merged()
+        self.weights = network.untouched
         self.cache = network.embedding.new_zeros(
             shape.layers, 2, rows, shape.kv_heads, tokens, shape.head_dim
         )
         d, device = shape.head_dim, starts.device
         steps = torch.arange(0, d, 2, device=device, dtype=torch.float32)
         places = (torch.arange(tokens, device=device) - starts[:, None]).clamp(min=0)
-        angles = places[..., None].float() * network.base_theta ** (-steps / d)
+        angles = places[..., None].float() * self.weights.theta ** (-steps / d)
         angles = torch.cat((angles, angles), -1)[:, :, None]  # [rows, tokens, 1, head_dim]
         self.cos, self.sin = angles.cos(), angles.sin()
         self.places = torch.arange(tokens, device=device)
@@ -128,7 +154,7 @@ class _Decoder:
         # a padded place sees itself, so that no row of the softmax is empty
         seen = (seen | (self.places[:end] == self.places[at:end, None]))[:, None]
         group = shape.heads // shape.kv_heads
-        for weights, cache in zip(self.weights, self.cache, strict=True):
+        for weights, cache in zip(self.weights.layers, self.cache, strict=True):
             q, k, v, o, gate, up, down, n1, n2 = weights
             y = norm(x, n1, shape.eps)
             heads = [F.linear(y, w).unflatten(-1, (-1, shape.head_dim)) for w in (q, k, v)]
@@ -145,4 +171,4 @@ class _Decoder:
             x = x + F.linear(mixed.transpose(1, 2).flatten(2), o)
             y = norm(x, n2, shape.eps)
             x = x + F.linear(F.silu(F.linear(y, gate)) * F.linear(y, up), down)
-        return norm(x, network.adapter["nf"], shape.eps)
+        return norm(x, self.weights.final, shape.eps)

@@ -83,7 +83,7 @@ class Spec:
     shares: Mapping[str, float]
     skipping: float  # share of rows whose positions skip
     spans: tuple[int, ...]  # what positions may reach
-    own: str | None  # path of the model's own chats, JSON: [[prompt, reply], ...]
+    own: str | None  # path of what the base wrote itself: own.write, as JSON
 
 
 class Writer:
@@ -97,7 +97,10 @@ class Writer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.size = lru_cache(200_000)(lambda text: len(self.ids(text)))
-        self.own = json.loads(Path(spec.own).read_text()) if spec.own else []
+        own = json.loads(Path(spec.own).read_text()) if spec.own else {}
+        self.own = own.get("chats", [])
+        chats = ["".join(text for text, _ in self._chat(*chat)) for chat in self.own]
+        self.written: list[str] = chats + own.get("passages", [])
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -172,12 +175,35 @@ class Writer:
         found: list[tuple[str, str]] = []
         room = min(room, 3000)
         while True:
-            ask, said = draw.choice(self.own)
-            chat = self.framed(Lesson(OWN, (Turn(ask, "", ((said, "text"),)),)))
+            chat = self._chat(*draw.choice(self.own))
             room -= sum(len(self.ids(text)) for text, _ in chat)
             if room < 0:
                 return found or [(plain(draw, self.size, LEAST), "text")]
             found += chat
+
+    def _chat(self, ask: str, said: str) -> list[tuple[str, str]]:
+        return self.framed(Lesson(OWN, (Turn(ask, "", ((said, "text"),)),)))
+
+    def anchor(self, draw: Draw, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and positions of a row by which the language is held to the base's.
+
+        Pieces of books, and of what the base wrote itself, by turns. In half of the rows positions
+        skip once, between two pieces: the language is the same with what is far away. (To move a
+        whole row would change nothing: rotary embeddings see distances.)
+        """
+        tokens: list[int] = []
+        cuts: list[int] = []
+        turn = draw.randint(0, 1)
+        while len(tokens) < length:
+            own = self.written and (len(cuts) + turn) % 2
+            piece = draw.choice(self.written) if own else plain(draw, self.size, 500)
+            cuts.append(len(tokens))
+            tokens += self.ids(piece)
+        places = np.arange(length)
+        if len(cuts) > 1 and draw.random() < 0.5:
+            free = max((*self.spec.spans, length)) - length
+            places[draw.choice(cuts[1:]) :] += draw.randint(0, free)
+        return np.array(tokens[:length]), places
 
 
 def plain(draw: Draw, size: Any, room: int) -> str:

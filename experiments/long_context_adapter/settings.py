@@ -15,6 +15,7 @@ from macbench import presets
 from macbench.checks import check_types
 from macbench.errors import MacbenchError, nearest
 from macbench.experiments.long_context_adapter.rows import KINDS, PLAIN
+from macbench.experiments.long_context_adapter.supply import ANCHOR_ROW
 
 PRESET = "smollm2-long"
 WHERE = {  # what does not change the adapter
@@ -38,6 +39,8 @@ class Settings:
     theta: float
     window: int
     text_weight: float
+    anchor: int
+    anchor_weight: float
     clip: float
     seed: int
     shares: dict[str, float]
@@ -45,6 +48,7 @@ class Settings:
     skipping: float
     spans: list[int]
     own: int
+    own_passages: int
     own_tokens: int
     workers: int
     compile: bool
@@ -63,6 +67,14 @@ class Settings:
         for name in ("steps", "tokens", "rank"):
             if getattr(self, name) < 1:
                 raise MacbenchError(f"{name}={getattr(self, name)}: give at least 1.")
+        if self.anchor < 0 or (self.anchor > ANCHOR_ROW and self.anchor % ANCHOR_ROW):
+            raise MacbenchError(
+                f"anchor={self.anchor}: give 0, fewer than {ANCHOR_ROW} tokens, or whole rows of "
+                f"{ANCHOR_ROW}."
+            )
+        for name in ("anchor_weight", "own", "own_passages"):
+            if getattr(self, name) < 0:
+                raise MacbenchError(f"{name}={getattr(self, name)}: give 0 or more.")
         held = [self.held_length] if self.held_every else []
         for lengths in (held, *(lengths for _, lengths, _ in self.schedule)):
             for length in lengths:

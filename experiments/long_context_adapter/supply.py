@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.rows import Row, Spec, Writer
 
 Schedule = Sequence[Sequence]  # [until which share of the steps, [lengths], [shares]]
+ANCHOR_ROW = 2048  # tokens, or fewer where a step has fewer
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Batch:
     weight: np.ndarray  # [learnt], float32; of an answer's n tokens 1 / sqrt(n), so that a letter
     # counts beside a list of long identifiers; of text 1; either sums to 1 over the batch
     span: np.ndarray  # [learnt], the answer's number in the batch, or 0
+    anchor: tuple[np.ndarray, np.ndarray] | None = None  # tokens and positions [rows, length] of
+    # text on which the base is followed
 
 
 def gather(rows: Sequence[Row]) -> Batch:
@@ -60,6 +63,7 @@ class Order:
     steps: int
     tokens: int
     schedule: Schedule
+    anchor: int = 0  # tokens of the anchor
 
     def length(self, draw: Draw, step: int) -> int:
         """Of the rows of a step."""
@@ -78,7 +82,15 @@ class Supply:
     def batch(self, step: int) -> Batch:
         draw = Draw(f"{self.writer.spec.seed}/{step}")
         length = self.order.length(draw, step)
-        return gather([self.writer.row(draw, length) for _ in range(self.order.tokens // length)])
+        batch = gather([self.writer.row(draw, length) for _ in range(self.order.tokens // length)])
+        return replace(batch, anchor=self.anchor(step)) if self.order.anchor else batch
+
+    def anchor(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        draw = Draw(f"{self.writer.spec.seed}/{step}/anchor")
+        length = min(self.order.anchor, ANCHOR_ROW)
+        rows = [self.writer.anchor(draw, length) for _ in range(self.order.anchor // length)]
+        tokens, positions = zip(*rows, strict=True)
+        return np.stack(tokens), np.stack(positions)
 
 
 _mine: Supply | None = None  # a worker's own

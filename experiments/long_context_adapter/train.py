@@ -1,6 +1,6 @@
 """The training, from the base's weights to the adapter's file.
 
-In OUT: log.jsonl (a line per ten steps and per held-out score), own.json (the model's own chats),
+In OUT: log.jsonl (a line per ten steps and per held-out score), own.json (what the base wrote),
 checkpoint.pt (the same command continues from it), smollm2-long.safetensors.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter import supply
 from macbench.experiments.long_context_adapter.network import Network, Pieces, attention_of
-from macbench.experiments.long_context_adapter.own import requests, sample
+from macbench.experiments.long_context_adapter.own import write
 from macbench.experiments.long_context_adapter.rows import MAKERS, PLAIN, Frame, Spec
 from macbench.experiments.long_context_adapter.settings import WHERE, Settings, configure
 from macbench.experiments.long_context_adapter.supply import Batch, Order
@@ -85,11 +85,11 @@ def train(
 
     own = out / "own.json"
     if settings.own and not (own.exists() and (out / CHECKPOINT).exists()):
-        asked = requests(settings.own, settings.seed)
-        length = settings.own_tokens
-        chats = sample(network, tokenizer, frame, asked, length, settings.seed)
-        own.write_text(json.dumps(chats))
-        say(f"{len(chats)} own chats, {time.monotonic() - began:.0f} s")
+        counts = (settings.own, settings.own_passages, settings.own_tokens)
+        wrote = write(network, tokenizer, frame, *counts, settings.seed)
+        own.write_text(json.dumps(wrote))
+        made = ", ".join(f"{len(texts)} own {kind}" for kind, texts in wrote.items())
+        say(f"{made}, {time.monotonic() - began:.0f} s")
 
     spec = Spec(
         tokenizer=str(tokenizer_file),
@@ -100,7 +100,7 @@ def train(
         spans=tuple(settings.spans),
         own=str(own) if settings.own else None,
     )
-    order = Order(settings.steps, settings.tokens, settings.schedule)
+    order = Order(settings.steps, settings.tokens, settings.schedule, settings.anchor)
     maps = [p for name, p in network.adapter.items() if not name.startswith("n")]
     norms = [p for name, p in network.adapter.items() if name.startswith("n")]
     groups = [{"params": maps, "share": 1.0}, {"params": norms, "share": 0.5}]
@@ -115,6 +115,8 @@ def train(
         kinds = [k for k in (*MAKERS, PLAIN) if settings.shares.get(k) and k != "writing"]
         held = supply.held_out(spec, kinds, settings.held_length, settings.tokens)
     lengths = {length for _, lengths, _ in settings.schedule for length in lengths}
+    if settings.anchor:
+        lengths.add(min(settings.anchor, supply.ANCHOR_ROW))
     pieces = Pieces(attend=attention_of(device, network.shape, sorted(lengths)))
     began, done = time.monotonic(), 0
     for step, batch in enumerate(supply.batches(spec, order, first, settings.workers), first):
@@ -126,7 +128,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         answer, text = losses(network, batch, pieces)
-        loss = answer + settings.text_weight * text
+        anchor = drift(network, batch, pieces)
+        loss = answer + settings.text_weight * text + settings.anchor_weight * anchor
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.adapter.values(), settings.clip)
@@ -139,6 +142,7 @@ def train(
                 "loss": loss.item(),
                 "answer": answer.item(),
                 "text": text.item(),
+                "anchor": anchor.item(),
                 "lr": rate,
                 "gradient": norm.item(),
                 "row": batch.tokens.shape[1],
@@ -149,7 +153,7 @@ def train(
             if step % (5 * EVERY) == 0 or last:
                 say(
                     f"step {step}: answer {row['answer']:.3f}, text {row['text']:.3f}, "
-                    f"{row['tokens_per_s']} tokens/s"
+                    f"anchor {row['anchor']:.3f}, {row['tokens_per_s']} tokens/s"
                 )
         if held and (last or (step + 1) % settings.held_every == 0):
             scores = held_scores(network, held, pieces)
@@ -189,6 +193,26 @@ def losses(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, Tens
     )
     each = each * weight
     return (each * answer).sum(), (each * ~answer).sum()
+
+
+def drift(network: Network, batch: Batch, pieces: Pieces) -> Tensor:
+    """Mean KL(base || adapted) of the next token over the batch's anchor; 0 without one.
+
+    The base reads a row at its first positions, whatever those of the adapted network.
+    """
+    device = network.embedding.device
+    if batch.anchor is None:
+        return torch.zeros((), device=device)
+    tokens, positions = (on(a, device) for a in batch.anchor)
+    with torch.no_grad():
+        first = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+        wanted = network(tokens, first, pieces, network.untouched)
+    states = network(tokens, positions, pieces)
+    total = torch.zeros((), device=device)
+    for pair in zip(states.split(HEAD), wanted.split(HEAD), strict=True):
+        ours, theirs = (F.log_softmax(network.logits(s).float(), -1) for s in pair)
+        total = total + F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return total / len(states)
 
 
 def run(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, ...]:
@@ -234,7 +258,8 @@ def compiled(pieces: Pieces, network: Network, batch: Batch, say: Say) -> Pieces
     """The pieces compiled, if that works here, else as they are."""
     began, made = time.monotonic(), pieces.compiled()
     try:
-        torch.stack(losses(network, batch, made)).sum().backward()
+        parts = (*losses(network, batch, made), drift(network, batch, made))
+        torch.stack(parts).sum().backward()
         with torch.no_grad():  # compiled once more, for the held-out scores
             run(network, batch, made)
         torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from macbench import tasks
 from macbench.experiments.long_context_adapter import draw as trained
 from macbench.experiments.long_context_adapter.draw import Draw, evaluated, word_list
 from macbench.experiments.long_context_adapter.lessons import choices, documents, writing
-from macbench.experiments.long_context_adapter.own import REQUESTS
+from macbench.experiments.long_context_adapter.own import OPENINGS, REQUESTS
 from macbench.experiments.long_context_adapter.rows import MAKERS
 from macbench.experiments.long_context_adapter.texts import NOISE, works
 from macbench.tasks.longbench_v2 import prompts, questions
@@ -188,4 +188,4 @@ def test_four_choice_questions_share_no_wording():
 
 def test_requests_for_own_chats_are_others():
     theirs = set().union(*(shingles(part, WORDING) for part in templates()))
-    assert not theirs & set().union(*(shingles(text, WORDING) for text in REQUESTS))
+    assert not theirs & set().union(*(shingles(text, WORDING) for text in (*REQUESTS, *OPENINGS)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from hypothesis import strategies as st
 from macbench.experiments.long_context_adapter.draw import FIRST, LAST, Draw
 from macbench.experiments.long_context_adapter.lessons import questions, retrieval
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, Turn
-from macbench.experiments.long_context_adapter.rows import KINDS, MAKERS, PLAIN, positions
+from macbench.experiments.long_context_adapter.rows import (
+    KINDS,
+    MAKERS,
+    PLAIN,
+    Writer,
+    positions,
+)
 from macbench.experiments.long_context_adapter.supply import Order, Supply, gather
 
 SCHEDULE = [[0.5, [512], [1.0]], [1.0, [1024], [1.0]]]
@@ -151,6 +159,48 @@ def test_batches_follow_the_seed_the_step_and_the_schedule(spec):
         assert a.tokens.shape == (2048 // length, length)
         assert (a.tokens == b.tokens).all() and (a.places == b.places).all()
     assert (one.batch(0).tokens != one.batch(1).tokens).any()
+
+
+def test_the_anchor_follows_the_seed_and_the_step_and_leaves_the_lessons(spec):
+    order = Order(4, 2048, SCHEDULE, 4096)
+    one, two = Supply(spec, order), Supply(spec, order)
+    two.batch(0)
+    a, b = one.batch(3), two.batch(3)
+    for mine, other in zip(a.anchor, b.anchor, strict=True):
+        assert mine.shape == (2, 2048) and (mine == other).all()
+    assert (one.batch(0).anchor[0] != a.anchor[0]).any()
+    without = Supply(spec, replace(order, anchor=0)).batch(3)
+    assert without.anchor is None and (without.tokens == a.tokens).all()
+
+
+def test_the_anchor_is_half_of_the_books_and_half_the_models_own(spec, tmp_path):
+    file = tmp_path / "own.json"
+    said = {"chats": [["QQ ask", "QQ reply " * 200]], "passages": ["QQ passage " * 200]}
+    file.write_text(json.dumps(said))
+    writer = Writer(replace(spec, own=str(file)))
+    whole = writer.tokenizer.decode
+    chat = "<|s|>user\nQQ ask<|e|>\n<|s|>assistant\nQQ reply"
+    own, chats, skips = 0, 0, 0
+    for seed in range(30):
+        tokens, positions = writer.anchor(Draw(str(seed)), 2048)
+        assert tokens.shape == positions.shape == (2048,)
+        text = whole(tokens.tolist(), skip_special_tokens=False)
+        own += text.count("QQ reply") + text.count("QQ passage")
+        chats += chat in text
+        steps = np.diff(positions)
+        (places,) = np.nonzero(steps != 1)
+        assert positions[0] == 0 and positions[-1] < 8192 and len(places) <= 1
+        for place in places:  # only where a piece begins
+            assert steps[place] > 1
+            skips += 1
+            near = whole(tokens[place - 20 : place + 21].tolist())
+            assert ("QQ" in near) and near.replace("QQ", "").strip()
+    share = own * len(writer.ids(" QQ passage")) / (30 * 2048)
+    assert 0.3 < share < 0.7 and chats > 5 and 5 < skips < 25, (share, chats, skips)
+    near = Writer(replace(spec, spans=()))  # no span to skip in, and nothing of the base's own
+    for seed in range(5):
+        tokens, positions = near.anchor(Draw(str(seed)), 2048)
+        assert (positions == np.arange(2048)).all() and "QQ" not in whole(tokens.tolist())
 
 
 def test_a_batch_points_at_what_follows(writer):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from macbench.cli import main as command
 from macbench.errors import MacbenchError
-from macbench.experiments.long_context_adapter import train
+from macbench.experiments.long_context_adapter import own, train
 from macbench.experiments.long_context_adapter.network import Pieces
-from macbench.experiments.long_context_adapter.own import _Decoder, sample
+from macbench.experiments.long_context_adapter.own import _Decoder, write
 from macbench.experiments.long_context_adapter.rows import Frame
 from macbench.experiments.long_context_adapter.settings import configure
+from macbench.experiments.long_context_adapter.supply import Batch
 from macbench.models import lora
 
 SMALL = [
@@ -26,6 +28,7 @@ SMALL = [
     "lr=0.02",
     "warmup=2",
     "theta=10000.0",
+    "anchor=256",
     "own=0",
     "workers=0",
     "held_every=0",
@@ -93,14 +96,65 @@ def test_decoder_with_padding_is_the_network(tiny, tokenizer):
             assert torch.allclose(ours, alone[len(row) - 1 :], atol=1e-4)
 
 
-def test_sampling_follows_its_seed(tiny, tokenizer):
+def shaken(network):
+    """The network after its adapter has changed, norms included."""
+    with torch.no_grad():
+        for parameter in network.adapter.values():
+            parameter += torch.randn(parameter.shape) * 0.3
+    return network
+
+
+def test_the_base_stays_the_model_whatever_the_adapter_becomes(tiny):
+    network = shaken(tiny.network(tiny.lm(), theta=40_000.0))
+    tokens = torch.randint(0, 1000, (2, 40), generator=torch.Generator().manual_seed(3))
+    positions = torch.arange(40).expand(2, 40)
+    with torch.no_grad():
+        theirs = tiny.lm()(tokens).logits.flatten(0, 1)
+        base = network.logits(network(tokens, positions, Pieces(), network.untouched))
+        assert torch.allclose(base, theirs, atol=1e-4)
+        assert not torch.allclose(
+            network.logits(network(tokens, positions, Pieces())), theirs, atol=1
+        )
+
+
+def anchored(tokens, positions):
+    none = np.zeros(0, np.int64)
+    return Batch(*[none] * 7, anchor=(np.array(tokens), np.array(positions)))
+
+
+def test_drift_is_the_mean_divergence_from_the_base(tiny):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 1000, (2, 30))
+    batch = anchored(tokens, np.stack([np.arange(30)] * 2))
+    network = tiny.network(tiny.lm())
+    assert train.drift(network, batch, Pieces()).item() == pytest.approx(0, abs=1e-6)
+    moved = anchored(tokens, np.stack([np.arange(30) + (np.arange(30) > 9) * 500] * 2))
+    assert train.drift(network, moved, Pieces()).item() > 0.01  # the base stays where it was
+
+    network = shaken(network)
+    drift = train.drift(network, batch, Pieces())
+    with torch.no_grad():
+        ours = network.logits(network(*map(torch.tensor, batch.anchor), Pieces()))
+        q, p = ours.double().softmax(-1), tiny.lm()(torch.tensor(tokens)).logits.double()
+    each = [
+        sum(a * (a / b).log() for a, b in zip(base, adapted, strict=True)).item()
+        for base, adapted in zip(p.softmax(-1).flatten(0, 1), q, strict=True)
+    ]
+    assert drift.item() == pytest.approx(sum(each) / 60, rel=1e-4)
+    drift.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.adapter.values())
+
+
+def test_what_the_base_writes_follows_the_seed_and_not_the_adapter(tiny, tokenizer):
     network, frame = tiny.network(tiny.lm()), Frame.of(tokenizer)
-    first, again, other = (
-        sample(network, tokenizer, frame, ["Hello", "Good day to you"], 20, seed)
-        for seed in (1, 1, 2)
-    )
-    assert first == again and first != other
-    assert [ask for ask, _ in first] == ["Hello", "Good day to you"]
+    first, again, other = (write(network, tokenizer, frame, 3, 4, 30, seed) for seed in (1, 1, 2))
+    assert first == again == write(shaken(network), tokenizer, frame, 3, 4, 30, 1)
+    assert first != other
+    assert 0 < len(first["chats"]) <= 3 and len(first["passages"]) == 4
+    asked, begun = own.requests(3, 1), own.openings(4, 1)
+    assert {ask for ask, _ in first["chats"]} <= set(asked)
+    for start, passage in zip(begun, first["passages"], strict=True):
+        assert passage.startswith(start) and len(passage) > len(start)
 
 
 def run(tiny, tokenizer, spec, out, chosen, says=None):
@@ -117,12 +171,37 @@ def test_loss_falls(tiny, tokenizer, spec, tmp_path):
     chosen = settings("steps=40", "lr=0.1", "held_every=40", "held_length=1024")
     path, log = run(tiny, tokenizer, spec, tmp_path / "a", chosen)
     steps = [row for row in log if "loss" in row]
-    texts = [row["text"] for row in steps]
+    texts, anchors = ([row[name] for row in steps] for name in ("text", "anchor"))
+    assert all(0 < anchor < 5 for anchor in anchors[1:]), anchors
     assert texts[-1] < texts[1] < texts[0] - 0.5, texts
     (held,) = [row["held"] for row in log if "held" in row]
     assert held["prose_loss"] < steps[0]["text"] and 0 <= held["retrieval"] <= 1
     about = lora.read(str(path)).about
     assert (about.base, about.rank, about.steps) == ("base", 4, 40)
+
+
+def test_the_anchor_keeps_the_base(tiny, tokenizer, spec, tmp_path):
+    """Of the same training, with and without weight on the anchor."""
+    drifts = []
+    for weight in (0.0, 3.0):
+        chosen = settings("steps=20", "lr=0.05", f"anchor_weight={weight}")
+        _, log = run(tiny, tokenizer, spec, tmp_path / str(weight), chosen)
+        drifts.append(log[-1]["anchor"])
+    assert drifts[1] < drifts[0] / 2, drifts
+
+
+def test_without_an_anchor(tiny, tokenizer, spec, tmp_path):
+    _, log = run(tiny, tokenizer, spec, tmp_path / "a", settings("anchor=0", "steps=2"))
+    assert [row["anchor"] for row in log] == [0, 0]
+
+
+def test_own_text_is_written_once_and_read(tiny, tokenizer, spec, tmp_path):
+    chosen = settings("steps=2", "own=3", "own_passages=3", "own_tokens=20")
+    says = []
+    run(tiny, tokenizer, spec, tmp_path / "a", chosen, says)
+    wrote = json.loads((tmp_path / "a" / "own.json").read_text())
+    assert set(wrote) == {"chats", "passages"} and len(wrote["passages"]) == 3
+    assert "3 own passages" in says[0]
 
 
 def test_continued_is_unbroken(tiny, tokenizer, spec, tmp_path, monkeypatch):
@@ -158,12 +237,15 @@ def test_settings():
     assert configure(["shares.prose=0.5", "lr=1e-3"]).shares["prose"] == 0.5
     recipe = configure([]).recipe()
     assert configure(["out=elsewhere", "workers=2"]).recipe() == recipe
-    assert configure(["seed=2"]).recipe() != recipe
+    assert configure(["seed=2"]).recipe() != recipe != configure(["anchor=0"]).recipe()
     for words, says in (
         (["step=3"], "did you mean 'steps'"),
         (["shares.vt=1"], "shares.vt"),
         (["steps=many"], "steps=many must be a whole number"),
         (["tokens=3000"], "do not divide"),
+        (["anchor=3000"], "whole rows of 2048"),
+        (["anchor=-1"], "whole rows of 2048"),
+        (["anchor_weight=-1"], "anchor_weight=-1.0: give 0 or more"),
         (["steps"], "write key=value"),
     ):
         with pytest.raises(MacbenchError, match=says):
