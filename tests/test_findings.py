@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import product
 
 from macbench.config import configure
-from macbench.experiments.findings import BUDGETS, runs
+from macbench.experiments.findings import BUDGETS, SETS, runs
 from macbench.experiments.findings.__main__ import launch
 from macbench.tasks import expand
 
 
 def test_runs_are_valid_and_ruler_is_whole(tmp_path):
     asked = runs()
-    for folder in ("ruler_8k", "ruler_16k", "ruler_32k", "base_4k"):
-        named = [words[0] for name, words in asked.items() if name.startswith(f"{folder}/")]
+    for folder, part in product(("ruler_8k", "ruler_16k", "ruler_32k", "base_4k"), SETS):
+        named = [words[0] for name, words in asked.items() if name.startswith(f"{folder}/{part}-")]
         tasks = ",".join(word.removeprefix("task=[").removesuffix("]") for word in named)
         assert sorted(tasks.split(",")) == sorted(expand("ruler"))
-    first = {name.partition("/")[0]: words for name, words in reversed(asked.items())}
+    first = {name.rpartition("-")[0] or name: words for name, words in reversed(asked.items())}
     for words in first.values():  # the parts of a folder differ in their tasks
         config = configure([*words, f"out={tmp_path}"])
         own = {cell.knobs["budget"] for cell in config.cells if cell.name == "snapkv"}

@@ -9,19 +9,23 @@ stopped, and the same command continues. `macbench compare OUT/ruler_8k` reads w
 from __future__ import annotations
 
 BUDGETS = "[0.1,0.2,0.5]"
-BUDGETED = (
-    *("quest", "snapkv", "pyramidkv", "h2o", "tova", "streaming_llm"),
-    *("rocketkv", "multipole", "double_sparsity"),
-)
-METHODS = (
-    "method=[full,full/split,mac,quest,quest/sparse,snapkv,snapkv/wide,snapkv/ada,pyramidkv,h2o,tova,"
-    "streaming_llm,rocketkv,multipole,double_sparsity,twilight,kivi,kivi/2bit,oracle_topk,random]",
-    *(f"{name}.budget={BUDGETS}" for name in BUDGETED),
+QUICK = (  # those whose steps are kernels of ours
+    "method=[full,full/split,mac,quest,quest/sparse,snapkv,snapkv/wide,snapkv/ada,pyramidkv,"
+    "streaming_llm,rocketkv,double_sparsity,oracle_topk,random]",
     "mac.tau=[0.3,0.45,0.6,0.75]",
+    *(f"{name}.budget={BUDGETS}" for name in ("quest", "snapkv", "pyramidkv", "rocketkv")),
+    f"double_sparsity.budget={BUDGETS}",
+    "streaming_llm.budget=[0.05,0.1,0.2,0.5]",
     "oracle_topk.tokens=[0.05,0.1,0.2]",
     "random.tokens=0.2",
     "unreachable=floor",
 )
+TORCH = (  # those that decode, or read the prompt once more, in plain torch
+    "method=[twilight,kivi,kivi/2bit,multipole,tova,h2o]",
+    *(f"{name}.budget={BUDGETS}" for name in ("multipole", "tova", "h2o")),
+    "unreachable=floor",
+)
+SETS = {"quick": QUICK, "torch": TORCH}
 FEW = (  # where an answer is long
     "method=[full,mac,quest,snapkv/recompress,streaming_llm]",
     "mac.tau=[0.45,0.75]",
@@ -51,27 +55,27 @@ def runs() -> dict[str, list[str]]:
     """Arguments of `macbench run` by folder/part, the most wanted first."""
     found: dict[str, list[str]] = {}
 
-    def ruler(folder: str, *words: str, tasks: tuple[str, ...] = RULER) -> None:
-        for part, names in enumerate(tasks):
-            found[f"{folder}/{part}"] = [f"task=[{names}]", "ruler.data=embedded", *words]
+    def ruler(folder: str, part: str, *words: str, tasks: tuple[str, ...] = RULER) -> None:
+        for at, names in enumerate(tasks):
+            found[f"{folder}/{part}-{at}"] = [f"task=[{names}]", "ruler.data=embedded", *words]
 
-    ruler("ruler_8k", *LONG, "length=8k", "limit=50", "block=25", *METHODS)
-    ruler("ruler_16k", *LONG, "length=16k", "limit=50", "block=10", *METHODS)
     questions = ("task=longbench_v2", "longbench_v2.data=embedded", "length=8000", "limit=200")
-    found["longbench_v2/0"] = [*questions, *LONG, "block=25", *METHODS]
+    for part, methods in SETS.items():
+        ruler("ruler_8k", part, *LONG, "length=8k", "limit=50", "block=50", *methods)
+        ruler("ruler_16k", part, *LONG, "length=16k", "limit=50", "block=25", *methods)
+        found[f"longbench_v2/{part}"] = [*questions, *LONG, "block=50", *methods]
     for scenario in ("diary", "menu", "skyscraper", "urban"):
         found[f"longgenbench/{scenario}"] = [
             *(f"task=longgenbench/{scenario}", "longgenbench.data=embedded"),
             *("longgenbench.judge=keyword", "length=16000", "limit=1", *LONG, *FEW),
         ]
     few = ("ruler/niah_multikey_1,ruler/niah_multivalue", "ruler/vt,ruler/cwe")
+    own = (*LONG, "length=8k", "limit=50", "block=50")
     for name, switch in MINE:
         words = ("method=[full,mac]", "mac.tau=[0.45,0.6]", switch)
-        own = (*LONG, "length=8k", "limit=50", "block=25", *words)
-        ruler(f"mac_8k/{name}", *own, tasks=few)
-    ruler(
-        "hold_8k", *LONG, "length=8k", "limit=50", "block=25", "hold=question", *METHODS, tasks=few
-    )
-    ruler("base_4k", *BASE, "length=4k", "limit=50", "block=25", *METHODS)
-    ruler("ruler_32k", *LONG, "length=32k", "limit=20", "block=4", *METHODS)
+        ruler("mac_8k", name, *own, *words, tasks=few)
+    for part, methods in SETS.items():
+        ruler("hold_8k", part, *own, "hold=question", *methods, tasks=few)
+        ruler("base_4k", part, *BASE, "length=4k", "limit=50", "block=50", *methods)
+        ruler("ruler_32k", part, *LONG, "length=32k", "limit=20", "block=10", *methods)
     return found

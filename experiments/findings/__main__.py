@@ -23,14 +23,14 @@ def main() -> int:
     parser = argparse.ArgumentParser("findings", description=about)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--only", nargs="*", default=[], help="folders")
+    parser.add_argument("--only", nargs="*", default=[], help="folders, or FOLDER/set")
     parser.add_argument("--jobs", type=int, default=4, help="runs at a time on each GPU")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     args = parser.parse_args()
     wanted = {
         name: [*words, f"out={args.out / name.rpartition('/')[0]}"]
         for name, words in runs().items()
-        if not args.only or name.partition("/")[0] in args.only
+        if not args.only or any(name.startswith(start) for start in args.only)
     }
     if args.list or not wanted:
         print("\n".join(f"macbench run {' '.join(words)}" for words in wanted.values()))
