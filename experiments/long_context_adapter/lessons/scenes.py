@@ -223,9 +223,7 @@ FRAMES = (
     "No one could say who had ordered the {thing}, so {person} paid half of the bill.",
     "Please note that the {place} stays closed whenever the {thing} is being oiled.",
 )
-ADJECTIVES = (
-    "calm warm damp bright plain sturdy cool pale generous lively dusty graceful mild"
-)
+ADJECTIVES = "calm warm damp bright plain sturdy cool pale generous lively dusty graceful mild"
 ADJECTIVES += " tidy cheerful weathered spacious modest curious"
 LIGHTS = "early|failing|golden|grey|clear|slanting|soft"
 SMELLS = "resin|wet stone|coffee|fresh paint|lavender|smoke|cut grass|old paper|salt"

@@ -1,12 +1,15 @@
 """Long structured writing: numbered sections of real length, events where they were asked for.
 
-What is learnt in full is the frame: a few headings, the events, how the reply opens and
-how it ends. Only some headings, since a hundred easy ones would outweigh all other answers of a batch.
+What is learnt in full is the frame: that headings follow and which, how their text opens, what
+the events are and how it ends. Only some headings and events of a document, drawn anew for each, since a
+hundred easy ones would outweigh all other answers of a batch.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
+from typing import Literal
 
 from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.lessons import scenes
@@ -28,7 +31,8 @@ WORDS = (60, 85, 100, 120, 150, 200)  # of a section, at least
 SHORT = 40  # where there is no room for five of those
 OVER = 10  # words by which a section is longer, nearly
 MOST = 110  # sections
-LEARNT = 8  # headings that are learnt in full, and as many sections' events
+LEARNT = 4  # headings that are learnt in full, and as many sections' events
+OPENING = r"( ?\S+ \S+ \S+)(.*)"  # three words, which say whether an event follows
 LABELLED = 0.4  # share of documents whose sections have parts, where they are long enough
 GIVEN = 0.75  # share of questions that end with the first heading
 
@@ -103,22 +107,21 @@ def _labels(draw: Draw, words: int) -> tuple[str, ...]:
 def _reply(draw: Draw, plan: Plan, given: bool) -> list[Part]:
     """Every section and the line at the end; given: the first heading is there already."""
     numbers = range(1, plan.count + 1)
-    full = set(draw.sample(numbers, min(LEARNT, plan.count))) | {plan.count}
+    full = {1, plan.count, *draw.sample(numbers, min(LEARNT, plan.count))}
     told = [i for i in numbers if plan.events(i)]
     stated = set(draw.sample(told, min(LEARNT, len(told))))
     parts: list[Part] = []
     for i in numbers:
-        section = _section(draw, plan, i, i in stated)
-        if i == 1:  # that text follows here, and what kind of text
-            section[0] = (section[0][0], "answer")
+        kind: Literal["answer", "text"] = "answer" if i in full else "text"
+        (first, _), *others = _section(draw, plan, i, i in stated)
         if i > 1 or not given:
-            parts.append((plan.number(i), "answer" if i in full or i == 1 else "text"))
             gap = plan.rest(i) + plan.gap.rstrip(" ")
-            parts += [(gap, "text")] if gap else []
-            if plan.gap == " ":
-                section[0] = (" " + section[0][0], section[0][1])
-        parts += [*section, (plan.between, "text")]
-    return [*parts, (plan.stop, "answer")]
+            parts += [(plan.between, kind)] if i > 1 else []
+            parts += [(plan.number(i), kind), *([(gap, "text")] if gap else [])]
+            first = first if plan.gap == "\n" else " " + first
+        opening, rest = re.findall(OPENING, first)[0]
+        parts += [(opening, kind), *([(rest, "text")] if rest else []), *others]
+    return [*parts, (plan.between, "answer"), (plan.stop, "answer")]
 
 
 def _section(draw: Draw, plan: Plan, i: int, learnt: bool) -> list[Part]:
