@@ -1,8 +1,8 @@
 """Long structured writing: numbered sections of real length, events where they were asked for.
 
 What is learnt in full is the frame: that headings follow and which, how their text opens, what
-the events are and how it ends. Only some headings and events of a document, drawn anew for each, since a
-hundred easy ones would outweigh all other answers of a batch.
+the events are and how it ends. Only some headings and events of a document, drawn anew for each,
+since a hundred easy ones would outweigh all other answers of a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = (60, 85, 100, 120, 150, 200)  # of a section, at least
 SHORT = 40  # where there is no room for five of those
 OVER = 10  # words by which a section is longer, nearly
 MOST = 110  # sections
-LEARNT = 4  # headings that are learnt in full, and as many sections' events
+LEARNT = 3  # headings that are learnt in full, and as many sections' events
 OPENING = r"( ?\S+ \S+ \S+)(.*)"  # three words, which say whether an event follows
 LABELLED = 0.4  # share of documents whose sections have parts, where they are long enough
 GIVEN = 0.75  # share of questions that end with the first heading
@@ -112,16 +112,18 @@ def _reply(draw: Draw, plan: Plan, given: bool) -> list[Part]:
     stated = set(draw.sample(told, min(LEARNT, len(told))))
     parts: list[Part] = []
     for i in numbers:
-        kind: Literal["answer", "text"] = "answer" if i in full else "text"
+        kind = _kind(i in full)
         (first, _), *others = _section(draw, plan, i, i in stated)
         if i > 1 or not given:
             gap = plan.rest(i) + plan.gap.rstrip(" ")
-            parts += [(plan.between, kind)] if i > 1 else []
-            parts += [(plan.number(i), kind), *([(gap, "text")] if gap else [])]
+            if i > 1:
+                parts.append((plan.between, kind))
+            parts += [(plan.number(i), kind), (gap, "text")]
             first = first if plan.gap == "\n" else " " + first
         opening, rest = re.findall(OPENING, first)[0]
-        parts += [(opening, kind), *([(rest, "text")] if rest else []), *others]
-    return [*parts, (plan.between, "answer"), (plan.stop, "answer")]
+        parts += [(opening, kind), (rest, "text"), *others]
+    parts += [(plan.between, "answer"), (plan.stop, "answer")]
+    return [part for part in parts if part[0]]
 
 
 def _section(draw: Draw, plan: Plan, i: int, learnt: bool) -> list[Part]:
@@ -132,7 +134,7 @@ def _section(draw: Draw, plan: Plan, i: int, learnt: bool) -> list[Part]:
     for event, frame in zip(events, draw.sample(scenes.STATED, len(events)), strict=True):
         person = capital(draw.choice(plan.scene.people.split("|")))
         before, after = frame.replace("{Person}", person).split(" {event}")
-        kind = "answer" if learnt else "text"
+        kind = _kind(learnt)
         said += [(f" {before}", "text"), (f" {event}", kind), (after, "text")]
         if event == regular and i + step <= plan.count:  # so that it need not be reckoned out
             said += [
@@ -148,5 +150,9 @@ def _section(draw: Draw, plan: Plan, i: int, learnt: bool) -> list[Part]:
         at, new = divmod(n * len(labels), len(rest))
         label = f"{labels[at]}: " if new < len(labels) else ""
         said.append((f" {label}{sentence}", "text"))
-    (first, kind), *others = said
-    return [(first[1:], kind), *others]
+    (first, told_as), *others = said
+    return [(first[1:], told_as), *others]
+
+
+def _kind(learnt: bool) -> Literal["answer", "text"]:
+    return "answer" if learnt else "text"
