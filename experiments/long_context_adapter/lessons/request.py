@@ -14,15 +14,15 @@ from macbench.experiments.long_context_adapter.lessons.scenes import (
 )
 
 SIGNS = "#=*+~@%$^&|<>/!:-_"
-SHAPES = (  # of a heading: up to the number, and what follows it
-    ("{mark} {unit} {i}", "{date}:"),
-    ("{mark} {unit} {i}", "{date}"),
-    ("{mark} {unit} {i}", "{date} {mark}"),
-    ("{mark} {unit} {i}", "{date} -"),
-    ("{mark}{unit} {i}", "{date}:"),
-    ("{mark} {unit} No. {i}", "{date}:"),
-    ("{mark} {unit} {i}", "{date} |"),
-    ("{mark} {unit} {i}", ".{date}"),
+SHAPES = (  # of a heading
+    "{mark} {unit} {i}{date}:",
+    "{mark} {unit} {i}{date}",
+    "{mark} {unit} {i}{date} {mark}",
+    "{mark} {unit} {i}{date} -",
+    "{mark}{unit} {i}{date}:",
+    "{mark} {unit} No. {i}{date}:",
+    "{mark} {unit} {i}{date} |",
+    "{mark} {unit} {i}.{date}",
 )
 WEEKS = ("", "week", "ordinal week")  # what a heading may say of its week, and of another unit
 DATES = ("", "", "day", "ordinal", "seat", "grid")
@@ -133,7 +133,13 @@ SEPARATORS = (
     "Each {unit} is headed by '{mark}', its name and its number {shown}",
     "Let '{mark}' stand before each {unit} {shown}",
 )
-SHOWN = ("as in '{head}'.", "(say, {head})", "like this: {head}", '(as in "{head}").', "- {head} -")
+SHOWN = (
+    "as in '{head}'.",
+    "(say, {head})",
+    "like this: {head}",
+    '(as in "{head}").',
+    "thus: {head}",
+)
 SHOWN_WHOLE = (  # with the example of a section
     "(say, {head}{gap}{example})",
     "like this:\n{head}{gap}{example}\n",
@@ -203,7 +209,7 @@ class Plan:
     count: int  # of sections
     words: int  # of a section, at least
     mark: str
-    shape: tuple[str, str]
+    shape: str  # of a heading
     dates: str
     first: date
     side: int  # of a grid
@@ -217,12 +223,13 @@ class Plan:
 
     def number(self, i: int) -> str:
         """A heading up to its number."""
-        return self.shape[0].format(mark=self.mark, unit=self.unit, i=i)
+        until = self.shape.partition("{i}")[0]
+        return (until + "{i}").format(mark=self.mark, unit=self.unit, i=i)
 
     def rest(self, i: int) -> str:
         """Of the heading."""
         dated = f" ({self.dated(i)})" if self.dates else ""
-        return self.shape[1].format(mark=self.mark, date=dated)
+        return self.shape.partition("{i}")[2].format(mark=self.mark, date=dated)
 
     def dated(self, i: int) -> str:
         """The date of a section, or its place."""

@@ -26,7 +26,7 @@ class Scene:
 
 SCENES = (
     Scene(
-        "Day|Watch|Log Day",
+        "Day|Sea Day|Log Week",
         "the log of the schooner {name}",
         "mainsail|anchor chain|water cask|compass|rigging|rudder|chart|lantern|pump|stove",
         "foredeck|cabin|hold|crow's nest|stern|galley|wheelhouse|lee side|gangway|bow",

@@ -69,7 +69,7 @@ def make_plan(draw: Draw, size: Size, room: int) -> Plan:
     places = sorted(draw.sample(range(1, count + 1), amount))
     begin = draw.randint(1, count - 1)
     shape = draw.wording(SHAPES)
-    inline = shape[1].endswith((":", "-", "{mark}"))
+    inline = shape.endswith((":", "-", "{mark}"))
     return Plan(
         scene,
         unit=unit,
