@@ -13,7 +13,7 @@ import pytest
 from macbench import tasks
 from macbench.experiments.long_context_adapter import draw as trained
 from macbench.experiments.long_context_adapter.draw import Draw, evaluated, word_list
-from macbench.experiments.long_context_adapter.lessons import choices, documents, writing
+from macbench.experiments.long_context_adapter.lessons import choices, documents, request, writing
 from macbench.experiments.long_context_adapter.own import OPENINGS, REQUESTS
 from macbench.experiments.long_context_adapter.rows import MAKERS
 from macbench.experiments.long_context_adapter.texts import NOISE, works
@@ -93,7 +93,9 @@ def test_no_wording_of_the_evaluation():
 
 
 def test_held_out_wordings_are_not_trained_on():
-    for options in (choices.INTROS, choices.TELL, documents.ASKS, writing.STOPS, NOISE):
+    asked = (request.ASKS, request.RULES, request.SEPARATORS, request.CLOSES, request.BEGINS)
+    told = (choices.INTROS, choices.TELL, documents.ASKS, writing.STOPS, NOISE)
+    for options in (*asked, *told):
         drawn = {Draw(str(seed)).wording(options) for seed in range(300)}
         assert drawn == set(options[:-1])
         assert {Draw(str(seed), True).wording(options) for seed in range(9)} == {options[-1]}

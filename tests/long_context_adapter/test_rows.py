@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macbench.experiments.long_context_adapter.draw import FIRST, LAST, Draw
-from macbench.experiments.long_context_adapter.lessons import questions, retrieval
+from macbench.experiments.long_context_adapter.lessons import questions, retrieval, writing
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, Turn
 from macbench.experiments.long_context_adapter.rows import (
     KINDS,
@@ -136,18 +136,69 @@ def test_letters_are_balanced(writer):
     assert len(letters) > 150 and min(shares) > 0.17 and max(shares) < 0.33, shares
 
 
-def test_writing_has_every_section_and_event(writer):
-    for seed in range(6):
-        lesson = MAKERS["writing"](Draw(f"w-{seed}"), writer.size, 6000)
-        (turn,) = lesson.turns
-        text = turn.ask.rpartition("\n")[2] + "".join(part for part, _ in turn.reply)
-        ask = turn.ask
-        least = int(ask.split(" words or more")[0].split()[-1])
-        sections = text.split("\n\n")
-        assert len(sections) > 10
-        bodies = [s.partition("\n")[2] or s for s in sections[1:-1]]
-        assert min(len(body.split()) for body in bodies) >= least
-        assert ask.split("close with '")[1].split("'")[0] == turn.reply[-1][0]
+@pytest.mark.parametrize("room", [1200, 6000])
+def test_writing_is_what_was_asked_for(writer, monkeypatch, room):
+    """Every section under its heading, with its events and length, and the line at the end."""
+    plans = []
+    made = writing.make_plan
+    monkeypatch.setattr(writing, "make_plan", lambda *a: plans.append(made(*a)) or plans[-1])
+    given = 0
+    for seed in range(30):
+        (turn,) = MAKERS["writing"](Draw(f"w-{seed}"), writer.size, room).turns
+        plan = plans[-1]
+        reply = "".join(part for part, _ in turn.reply)
+        headings = [plan.number(i) + plan.rest(i) for i in range(1, plan.count + 1)]
+        if turn.ask.endswith("\n" + headings[0]):
+            given += 1
+            assert headings[0] + plan.gap not in reply
+            reply = headings[0] + plan.gap + reply
+        rest = reply
+        for i, heading in enumerate(headings, 1):
+            assert rest.startswith(heading + plan.gap), (seed, i)
+            follows = headings[i] if i < plan.count else plan.stop
+            body, _, rest = rest.removeprefix(heading).partition(plan.between + follows)
+            rest = follows + rest
+            assert len(body.split()) >= plan.words
+            due = [event for at, event in plan.single.items() if at == i]
+            due += [plan.lasting[2]] * (i in range(plan.lasting[0], plan.lasting[1] + 1))
+            due += [plan.regular[2]] * (
+                i in range(plan.regular[0], plan.count + 1, plan.regular[1])
+            )
+            told = (plan.lasting[2], plan.regular[2], *plan.single.values())
+            assert sorted(due) == sorted(event for event in told if event in body)
+        assert rest == plan.stop
+        assert turn.reply[-1] == (plan.stop, "answer")
+        asked = turn.ask.lower()
+        for told in (
+            plan.mark,
+            headings[0],
+            plan.stop,
+            f"{plan.words} words",
+            *plan.single.values(),
+        ):
+            assert told.lower() in asked
+    assert 15 < given < 29
+
+
+@pytest.mark.parametrize("room", [400, 700, 1500, 5000, 16000, 32768])
+def test_writing_fits_its_room(writer, room):
+    """Whole documents but for the smallest rooms, and never a longer one."""
+    whole = 0
+    for seed in range(8):
+        pieces = writer.pieces(Draw(f"room-{seed}"), "writing", room)
+        assert sum(writer.size(text) for text, _ in pieces) <= room
+        whole += pieces[-1][1] == "answer"
+    assert whole >= (6 if room > 1000 else 0), whole
+
+
+def test_few_headings_and_events_are_learnt_in_full(writer):
+    """A long document does not outweigh the other lessons of a batch."""
+    counts = []
+    for room in (3000, 30_000):
+        (turn,) = MAKERS["writing"](Draw("weight"), writer.size, room).turns
+        counts.append(sum(kind == "answer" for _, kind in turn.reply))
+        assert counts[-1] < 45
+    assert counts[0] > 8
 
 
 def test_batches_follow_the_seed_the_step_and_the_schedule(spec):
