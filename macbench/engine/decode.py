@@ -138,7 +138,7 @@ def build(
         if audit is not None:
             audit.count(logits, last, rows.live, emitted)
         rows.made.add_(emitted)
-        ended = torch.isin(last, stop) | (rows.made >= rows.limit)
+        ended = (last[:, None] == stop).any(1) | (rows.made >= rows.limit)
         rows.live.logical_and_(~(emitted & ended))
         clock.add_(1)
 

@@ -98,7 +98,7 @@ BY = "{work} is by {who}.|It was {who} who gave the world {work}."
 BY += "|{work} came from the hands of {who}.|{who} spent nine winters on {work}."
 BY += "|Of all that {who} left, {work} is praised most."
 CREATORS = "the author of {work}|the creator of {work}|whoever made {work}|the person behind {work}"
-STEPS = "{who}: {x}|{who}, and so {x}|It is by {who}; {x}|{work} is by {who}, so {x}|{x}"
+STEPS = "{who}: {x}|{who}, and so {x}|It is by {who}; {x}|{work} is by {who}, so {x}"
 HEADS = (
     "[{i}] ",
     "Text {i}. ",
@@ -125,7 +125,7 @@ def documents(draw: Draw, size: Size, room: int) -> Lesson:
     passages on each of some towns; or entries on works and on the people who made them."""
     style, intro = draw.wording(HEADS), draw.wording(INTROS)
     room -= size(intro) + 400
-    made = draw.choices((_entries, _articles, _passages), (4, 4, 2))[0]
+    made = draw.choices((_entries, _articles, _passages), (5, 3, 2))[0]
     passages, asked = made(draw, size, room, size(style) + 3)
     draw.shuffle(passages)
     joint = draw.choice(("\n\n", "\n"))

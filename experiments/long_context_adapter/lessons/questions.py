@@ -58,10 +58,11 @@ def event(draw: Draw) -> Question:
 
 
 def quoted(said: str, key: str, value: str) -> str:
-    """A sentence; after what it was found by, where the value comes first in it."""
-    said = said.removesuffix(".")
+    """A sentence; where the value comes first in it, so that a reader who has only found the key
+    could not begin to quote, the two alone."""
     low = said.lower()
-    return said if low.find(key.lower()) < low.find(value.lower()) else f"{key}: {said}"
+    first = low.find(key.lower()) < low.find(value.lower())
+    return said.removesuffix(".") if first else f"{key}: {value}"
 
 
 def feature(draw: Draw) -> Question:
@@ -150,8 +151,10 @@ LISTS = (
     "Pieces in the {town} collection|piece thing/giver name/case number/found in town",
     "Repairs done in the yard of {town}|item thing/owner name/hours number",
 )
-CUTS = ("; ", " / ", ", ", " - ", "\t", " : ")
+CUTS = ("; ", " / ", ", ", " - ", "\t", " || ", "|", " ~ ", " : ")
 CELLS = (
+    "According to '{title}', what is the {column} of {key}?",
+    "Give the {column} of {key} in '{title}'.",
     "What does the list '{title}' give as {column} for {key}?",
     "Look at '{title}': what is the {column} in the line of {key}?",
     "Which {column} stands beside {key} under '{title}'?",
@@ -178,10 +181,10 @@ def cell(draw: Draw) -> Question:
             two = {"name": people, "town": towns}.get(kind)
             cells.append(two[:rows] if two else things(draw, kind, rows))
             people, towns = people[::-1], towns[::-1]
-    key = 0
+    key, order = 0, draw.sample(range(len(names)), len(names))
     column = draw.choice([i for i in range(1, len(names)) if kinds[i] != kinds[key]])
-    lines = [cut.join(line) for line in zip(*cells, strict=True)]
-    text = "\n".join([title, cut.join(names), *draw.sample(lines, rows)])
+    lines = [cut.join(cells[i][row] for i in order) for row in range(rows)]
+    text = "\n".join([title, cut.join(names[i] for i in order), *draw.sample(lines, rows)])
     ask = draw.wording(CELLS).format(title=title, column=names[column], key=cells[key][0])
     return Question(ask, cells[column][:4], [text], lambda _: lines[0].replace("\t", " "))
 
@@ -191,6 +194,13 @@ DEEDS += "|fell off the horse|sang at the tavern|brought a basket of eggs|wrote 
 DEEDS += "|paid a fine|came late to supper|went out to fish|lost a glove|climbed the watchtower"
 DONE = (
     "{when} came, and {who} {deed}.",
+    "{when} was a day on which {who} {deed}.",
+    "Then {who} {deed} ({when}).",
+    "{when} - {who} {deed}.",
+    '"{when} I saw how {who} {deed}," a neighbour told us.',
+    "Nothing else is known of {when} but that {who} {deed}.",
+    "{who} {deed} again. This was {when}.",
+    "People spoke of {when}, when {who} {deed} once more.",
     "{when}: {who} {deed}.",
     "It was {when} when {who} {deed}.",
     "{who} {deed}; that was {when}.",
@@ -307,6 +317,10 @@ def rank(draw: Draw) -> Question:
     )
 
 
+HAVE = (
+    "keeps bees|runs an inn|went to school|owns a mill|died|has a cousin|was christened|sells hats"
+)
+HAVE += "|lost a lawsuit|grew roses|hid from the rain|broke a leg|paid taxes|rents a room"
 LINKS = (  # what is said of a person and a town | the town by the person
     "{who} spent that winter at {town}.|the place where {who} spent the winter",
     "{who} owns a vineyard near {town}.|the town near which {who} owns a vineyard",
@@ -318,6 +332,7 @@ LINKS = (  # what is said of a person and a town | the town by the person
     "The grave of {who} is in {town}.|the town with the grave of {who}",
     "{who} used to teach in {town}.|the town where {who} used to teach",
     "Every summer {who} travels to {town}.|the place to which {who} travels in summer",
+    *(f"{{who}} {have} in {{town}}.|the town in which {{who}} {have}" for have in HAVE.split("|")),
     "{who} fled from {town} at night.|the town from which {who} fled",
 )
 
@@ -345,6 +360,18 @@ def linked(draw: Draw) -> Question:
 
 MOVED = (  # at first | each further time
     "The {x} first belonged to {b}.|{a} made {b} a present of the {x}.|name",
+    'The first to speak of the {x} had seen it in the {b}.|"We took the {x} out of the {a} and put '
+    'it into the {b}," {who} wrote.|spot',
+    "They left the {x} at the {b}.|{who} fetched the {x} from the {a} to the {b}.|spot",
+    'In those days {b} kept the {x}.|"I bought the {x} from {a}, and you shall have it, {b}," said '
+    "{who}.|name",
+    "{b} is where the story of the {x} starts.|From {a} the {x} travelled to {b}, in a bag of "
+    "{who}.|town",
+    "At the outset the {x} hung in the {b}.|Nobody saw {who} move the {x} from the {a} to the {b}."
+    "|spot",
+    '"You will find the {x} in the {b}," the note began.|{who} said: "The {x} has left the {a} for '
+    'the {b}."|spot',
+    "A thief sold the {x} to {b}.|{b} got the {x} out of the hands of {a}.|name",
     "To begin with, the {x} stood in the {b}.|The {x} went from the {a} over to the {b}.|spot",
     "The {x} was bought in {b}.|Out of {a} the {x} was sent on to {b}.|town",
     "{b} was the first to wear the {x}.|{b} won the {x} from {a}.|name",
@@ -357,6 +384,10 @@ MOVED = (  # at first | each further time
 ENDS = (
     "Where or with whom is the {x} now?|Where or with whom did the {x} begin?",
     "What was the last stop of the {x}?|What was the first stop of the {x}?",
+    "Tell me where or with whom the {x} stayed for good.|Tell me where or with whom the {x} was "
+    "before it was first moved.",
+    "After all that happened, where or with whom must one look for the {x}?"
+    "|Before anything happened, where or with whom must one look for the {x}?",
     "At the close of the text, where or with whom is the {x}?"
     "|At the opening, where or with whom was the {x}?",
     "Follow the {x}. Who or what has it at last?|Follow the {x} back. Who or what had it at first?",
@@ -371,7 +402,7 @@ def moved(draw: Draw) -> Question:
     paths, said = [four[::-1], draw.sample(four, 4)], []
     for x, path in zip((one, other), paths, strict=True):
         lines = [begin.format(x=x, b=path[0])]
-        lines += [go.format(x=x, a=a, b=b) for a, b in pairwise(path)]
+        lines += [go.format(x=x, a=a, b=b, who=draw.name()) for a, b in pairwise(path)]
         said.append([sentence(line) for line in lines])
     last, first = draw.wording(ENDS).split("|")
     back = draw.random() < 0.25
