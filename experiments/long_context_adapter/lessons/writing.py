@@ -117,12 +117,12 @@ def _reply(draw: Draw, plan: Plan, given: bool) -> list[Part]:
         if i > 1 or not given:
             gap = plan.rest(i) + plan.gap.rstrip(" ")
             if i > 1:
-                parts.append((plan.between, kind))
+                parts.append((plan.between, "text"))  # as an answer it would come too early
             parts += [(plan.number(i), kind), (gap, "text")]
             first = first if plan.gap == "\n" else " " + first
         opening, rest = re.findall(OPENING, first)[0]
         parts += [(opening, kind), (rest, "text"), *others]
-    parts += [(plan.between, "answer"), (plan.stop, "answer")]
+    parts += [(plan.between, "text"), (plan.stop, "answer")]
     return [part for part in parts if part[0]]
 
 
