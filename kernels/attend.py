@@ -151,8 +151,8 @@ def _attend(
     v_pool,
     table,  # [B, M]
     lens,  # [B]
-    lists,  # [B, H, n] pieces of LIST tokens
-    counts,  # [B, H] pieces of them to read
+    lists,  # [B, H, n] pieces of LIST tokens, strides below, the last one 1
+    counts,  # [B, H] pieces of them to read, strides below
     best,  # [B, Hq] match keys
     picked,  # [B, Hq] out: the keys as used here
     row_lse,  # [B, Hq, K] the ring's
@@ -165,7 +165,10 @@ def _attend(
     groups,
     tail,  # weight of every tail
     width,  # M
-    pieces,  # n
+    list_row,
+    list_head,
+    count_row,
+    count_head,
     threshold,
     band,
     sink,
@@ -220,7 +223,8 @@ def _attend(
                 bases = tl.minimum(begins, ends)
                 keys = ends - bases
             elif LIST > 0:
-                keys = tl.load(counts + group, mask=real, other=0).to(tl.int32) * LIST
+                listed = group // H * count_row + group % H * count_head
+                keys = tl.load(counts + listed, mask=real, other=0).to(tl.int32) * LIST
             weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
             cut = tl.cumsum(weight, 0)
             total = tl.sum(weight, 0)
@@ -271,7 +275,7 @@ def _attend(
                 k_pool,
                 v_pool,
                 table + b.to(tl.int64) * width,
-                lists + g.to(tl.int64) * pieces,
+                lists + b.to(tl.int64) * list_row + h * list_head,
                 h * HKV // H,
                 tl.maximum(unit - first - idle, 0),
                 tl.minimum(tl.maximum(stop - first - idle, 0), tl.cdiv(size, N)),
@@ -356,11 +360,12 @@ def attend(
 
     output and lse [B, Hq] (natural) are written in place; by default they are `work`'s own.
     k, v: HND pools [pages, Hkv, 16, d]; table [B, M] physical pages. With lists [B, H, n] and
-    counts [B, H] (H = `work.spans` divided among the batch), only over the first counts of the
-    listed pieces, in units of `piece` tokens (16: pages, 1: tokens) and inside lens.
+    counts [B, H] (H = `work.spans` divided among the batch; integers of any kind, a list's items
+    side by side), only over the first counts of the listed pieces, in units of `piece` tokens (16:
+    pages, 1: tokens) and inside lens.
     """
     if lists is not None:
-        assert counts is not None and lists.is_contiguous() and counts.is_contiguous()
+        assert counts is not None and lists.stride(-1) == 1, "the items of a list lie together"
     spans(work, q, k, v, table, lens, scale, lists, counts, piece if lists is not None else 0)
     tiling, (batch, q_heads, d) = work.tiling, q.shape
     output = work.output if output is None else output
@@ -425,7 +430,10 @@ def spans(
         work.groups,
         tail_weight(tiling, band, sink),
         table.stride(0),
-        0 if lists is None else lists.shape[-1],
+        0 if lists is None else lists.stride(0),
+        0 if lists is None else lists.stride(1),
+        0 if counts is None else counts.stride(0),
+        0 if counts is None else counts.stride(1),
         threshold,
         band,
         sink,

@@ -26,18 +26,22 @@ def _ordered(score):
 @triton.jit
 def _select(
     scores,  # [B, H, size] fp32
-    counts,  # [B, H]
+    counts,  # [B, H], strides below
     chosen,  # [B, H, most] out: item numbers, descending; 0 behind the first counts
     seen,  # [B, HKV, words] bits of the items that a group loads, zero before
     loaded,  # [B, HKV] out: how many, zero before
     size,
     most,
     words,
+    count_row,
+    count_head,
+    heads,
     GROUP: tl.constexpr,  # lists of a KV head
     BLOCK: tl.constexpr,
 ):
     list_ = tl.program_id(0)
-    need = tl.minimum(tl.load(counts + list_), tl.minimum(most, size)).to(tl.int32)
+    count = tl.load(counts + list_ // heads * count_row + list_ % heads * count_head)
+    need = tl.minimum(count, tl.minimum(most, size)).to(tl.int32)
     row = scores + list_.to(tl.int64) * size
     lane = tl.arange(0, BLOCK)
     bins = tl.arange(0, 256)
@@ -98,19 +102,23 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
     words = -(-size // 32)
     group = heads // kv_heads
     chosen = torch.empty(b, heads, most, dtype=torch.int64, device=scores.device)
-    bits = words if group > 1 else 0
-    scratch = torch.zeros(b * kv_heads * (bits + 2), dtype=torch.int32, device=scores.device)
+    many = b * kv_heads * ((words if group > 1 else 0) + 2)
+    fresh = torch.zeros if group > 1 else torch.empty  # a single list's number is just stored
+    scratch = fresh(many, dtype=torch.int32, device=scores.device)
     loaded = scratch[: 2 * b * kv_heads].view(torch.int64).view(b, kv_heads)
     block = min(BLOCK, max(256, triton.next_power_of_2(size)))
     _select[(b * heads,)](
         scores.contiguous(),
-        counts.contiguous(),
+        counts,
         chosen,
         scratch[2 * b * kv_heads :],
         loaded,
         size,
         most,
         words,
+        counts.stride(0),
+        counts.stride(1),
+        heads,
         GROUP=group,
         BLOCK=block,
         num_warps=4 if block <= 1024 else 8,

@@ -56,18 +56,28 @@ class RandomTokens(Method):
             self.kept[slot], self.key[slot] = self.most[slot], prompt.key
 
     def attend(self, layer, q_pre, q, view, trace):
-        kept = torch.minimum(self.kept, view.lens)
-        position = torch.arange(view.bound, device=q.device)
-        head = torch.arange(self.geometry.kv_heads, device=q.device)[:, None]
-        sample, step = self.key[:, None, None], view.step[:, None, None]
-        draw = uniform(sample, step, layer, head, position)  # [B, Hkv, N]
-        lens = view.lens[:, None, None]
-        always = (position < self.sink) | (position >= lens - self.recent)
-        draw = draw.masked_fill(always, 2.0).masked_fill(position >= lens, -1.0)
-        counts = kept[:, None].expand(draw.shape[:2]).contiguous()
+        draw, counts = self._draws(layer, view)
         heads, backend = self.geometry.kv_heads, self.geometry.backend
         tokens, _ = best(draw, counts, max(self.most), heads, backend)
         return view.exact(layer, q, tokens=tokens, counts=counts)[0]
+
+    def _draws(self, layer, view):
+        """A number for every token, [B, Hkv, N], and how many of the highest are read, [B, Hkv]."""
+        heads = self.geometry.kv_heads
+        if self.geometry.backend != "torch":
+            from macbench.kernels.draws import draws
+
+            rows = self.key, view.step, view.lens, self.kept
+            return draws(*rows, layer, heads, view.bound, self.sink, self.recent)
+        position = torch.arange(view.bound, device=view.lens.device)
+        head = torch.arange(heads, device=view.lens.device)[:, None]
+        sample, step = self.key[:, None, None], view.step[:, None, None]
+        draw = uniform(sample, step, layer, head, position)
+        lens = view.lens[:, None, None]
+        always = (position < self.sink) | (position >= lens - self.recent)
+        draw = draw.masked_fill(always, 2.0).masked_fill(position >= lens, -1.0)
+        kept = torch.minimum(self.kept, view.lens)
+        return draw, kept[:, None].expand(draw.shape[:2])
 
     def lists(self, lens):
         return Lists.upto(self.most, lens, 1, self.geometry.kv_heads)

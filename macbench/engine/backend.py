@@ -82,8 +82,6 @@ class Triton:
             self.work[spans] = Workspace(*shape, g.dtype, g.device, tiling, spans)
         output = torch.empty(q.shape, dtype=g.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        if lists is not None:
-            lists, counts = lists.contiguous(), counts.contiguous()
         work, q = self.work[spans], q.contiguous()
         attend.attend(work, q, k, v, table, lens, g.scale, lists, counts, piece, output, lse)
         return output, lse
@@ -181,6 +179,7 @@ class FlashInfer(Triton):
             return self.whole.over(q.contiguous(), k, v)
         if lists is None or self.listed is None:
             return super().over(q, k, v, table, lens, lists, counts, piece)
+        lists = lists.long()
         rows, n, most = lists.shape
         start, indices = self.listed.start, self.listed.indices
         count, place = start.diff().view(rows, n, 1), torch.arange(most, device=q.device)
