@@ -1,4 +1,4 @@
-"""The random control's draws in one Triton launch: a hashed number for every token of every KV head.
+"""The random control's draws in one Triton launch: a hashed number per token and KV head.
 
 The numbers are those of `macbench.attention.rng.uniform` to the last bit, the torch reference.
 """

@@ -43,7 +43,7 @@ def page_rows(table: Tensor, pages: Tensor, kv_heads: int) -> Tensor:
     """
     b, heads, _ = pages.shape
     head = torch.arange(heads, device=pages.device) // (heads // kv_heads)
-    physical = table[:, None].expand(b, heads, -1).gather(2, pages)
+    physical = table[:, None].expand(b, heads, -1).gather(2, pages.long())
     return physical * kv_heads + head[:, None]
 
 

@@ -135,7 +135,7 @@ class DoubleSparsity(Method):
         scores = scores.masked_fill(position >= lens[..., None], -torch.inf)
         kv_heads = self.geometry.kv_heads
         if self.shared:
-            scores = shared_probability(scores, view.lens, kv_heads)
+            scores = shared_probability(scores, view.lens, kv_heads, self.geometry.backend)
         kept = torch.minimum(self.kept, view.lens)[:, None]
         counts = kept.expand(scores.shape[:2]).contiguous()
         chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)

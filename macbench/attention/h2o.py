@@ -115,11 +115,17 @@ class H2O(Method):
         return out
 
     def _evict(self, layer, q, view, tokens, counts):
-        scores = self.scores[layer]
-        scores.scatter_(-1, counts[..., None] - 1, 0)  # the newest token's
+        scores, group = self.scores[layer], self.geometry.group
         paid = view.weights(layer, q, tokens, counts)
+        if self.geometry.backend != "torch":
+            from macbench.kernels.kept import drop
+
+            lists = self.kept.tokens[layer], self.kept.held[layer]
+            rows = view.lens, self.most
+            return drop(*lists, paid, *rows, scores, self.recent, group, self.normalise)
+        scores.scatter_(-1, counts[..., None] - 1, 0)  # the newest token's
         gathered = scores[..., : tokens.shape[-1]]
-        gathered += group_mean(paid, self.geometry.kv_heads)
+        gathered += paid / group
         seen, recent = view.lens[:, None, None], self.recent[:, None, None]
         ranks = self._ranks(gathered, tokens, seen, recent)
         index = torch.arange(tokens.shape[-1], device=q.device)

@@ -22,7 +22,7 @@ class Kept:
         shape = (geometry.layers, slots, heads)
         self.tokens = torch.zeros(*shape, most, dtype=torch.int32, device=geometry.device)
         self.held = torch.ones(shape, dtype=torch.int64, device=geometry.device)
-        self.kv_heads = geometry.kv_heads
+        self.backend = geometry.backend
         # the host's copy of the longest list, which shapes the lists without a read-back
         self.first = [[1] * slots for _ in range(geometry.layers)]
         self.limit = [1] * slots
@@ -36,13 +36,17 @@ class Kept:
     def append(self, layer: int, view) -> tuple[Tensor, Tensor]:
         """The newest token joins every list -> tokens [B, H, n], counts [B, H].
 
-        A row that is finished has no newest token: its list stays as it is.
+        A row that is finished has no newest token: its list does not grow.
         """
         held, tokens = self.held[layer], self.tokens[layer]
+        size = min(max(self.first[layer]) + view.grown, max(self.limit))
+        if self.backend != "torch":
+            from macbench.kernels.kept import append
+
+            return append(tokens, held, view.lens, view.live, size)
         held.add_(view.live[:, None]).clamp_(max=tokens.shape[-1])
         newest = (view.lens - 1).to(tokens.dtype)[:, None, None]
         tokens.scatter_(-1, held[..., None] - 1, newest.expand(*held.shape, 1))
-        size = min(max(self.first[layer]) + view.grown, max(self.limit))
         return tokens[..., :size].long(), held.clamp_max(size)
 
     def drop(self, layer: int, worst: Tensor, limit: Tensor, *along: Tensor) -> None:

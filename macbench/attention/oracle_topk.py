@@ -52,13 +52,13 @@ class OracleTopK(Method):
             self.kept[slot] = self.most[slot]
 
     def attend(self, layer, q_pre, q, view, trace):
-        kv_heads = self.geometry.kv_heads
+        kv_heads, backend = self.geometry.kv_heads, self.geometry.backend
         kept = torch.minimum(self.kept, view.lens)
         scores = view.logits(layer, q)
         if self.shared:
-            scores = shared_probability(scores, view.lens, kv_heads)
-        counts = kept[:, None].expand(scores.shape[:2]).contiguous()
-        chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)
+            scores = shared_probability(scores, view.lens, kv_heads, backend)
+        counts = kept[:, None].expand(scores.shape[:2])
+        chosen, loaded = best(scores, counts, max(self.most), kv_heads, backend)
         trace.read(
             layer, view, head_tokens=kept[:, None], kv_tokens=(view.lens[:, None] + loaded) / 2
         )

@@ -12,8 +12,13 @@ def group_mean(scores: Tensor, kv_heads: int) -> Tensor:
     return scores.view(b, kv_heads, -1, n).mean(2)
 
 
-def shared_probability(scores: Tensor, lens: Tensor, kv_heads: int) -> Tensor:
+def shared_probability(scores: Tensor, lens: Tensor, kv_heads: int, backend: str) -> Tensor:
     """Logits [B, Hq, N], -inf beyond lens [B] -> mean probability over each group, [B, Hkv, N]."""
+    if backend != "torch":
+        from macbench.kernels.probability import probability
+
+        counts = lens[:, None].expand(-1, kv_heads)
+        return probability(scores, counts, behind=-1.0, mean=True)
     # a masked key has probability 0, as has one that underflows: order it behind
     mean = group_mean(scores.softmax(-1), kv_heads)
     position = torch.arange(scores.shape[-1], device=scores.device)

@@ -73,16 +73,25 @@ class TOVA(Method):
 
     def attend(self, layer, q_pre, q, view, trace):
         tokens, counts = self.kept.append(layer, view)
-        heads = (len(q), self.geometry.kv_heads)
-        tokens, counts = tokens.expand(*heads, -1), counts.expand(heads)
-        out = view.exact(layer, q, tokens=tokens, counts=counts)[0]
+        heads = self.geometry.kv_heads
+        lists, held = tokens.expand(-1, heads, -1), counts.expand(-1, heads)
+        out = view.exact(layer, q, tokens=lists, counts=held)[0]
         if self.budget < 1:
-            scores = self._shared(view.weights(layer, q, tokens, counts))
-            tokens, counts = (x[:, : scores.shape[1]] for x in (tokens, counts))
-            index = torch.arange(tokens.shape[-1], device=q.device)
-            scores = scores.masked_fill(index >= counts[..., None], torch.inf)
-            self.kept.drop(layer, lowest(scores, tokens), self.most)
+            self._evict(layer, q, view, tokens, counts)
         return out
+
+    def _evict(self, layer, q, view, tokens, counts):
+        paid = view.weights(layer, q, tokens, counts)
+        if not self.per_kv_head:
+            paid = self.geometry.all_reduce(paid)
+        if self.geometry.backend != "torch":
+            from macbench.kernels.kept import drop
+
+            lists = self.kept.tokens[layer], self.kept.held[layer]
+            return drop(*lists, paid, view.lens, self.most)
+        index = torch.arange(tokens.shape[-1], device=q.device)
+        scores = paid.masked_fill(index >= counts[..., None], torch.inf)
+        self.kept.drop(layer, lowest(scores, tokens), self.most)
 
     def lists(self, lens):
         return Lists.upto(self.kept.limit, lens, 1, self.geometry.kv_heads)

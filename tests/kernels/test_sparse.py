@@ -1,19 +1,28 @@
-"""The Triton kernels inside single methods against these methods' torch code."""
+"""The Triton kernels inside single methods against these methods' torch code, and whole methods on
+Triton against themselves on torch."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import triton_cases
+from harness import drive, problem
+from torch import Tensor
+from torch.testing import assert_close
 
 pytest.importorskip("triton", reason="needs triton")
 
+from macbench.attention import create
+from macbench.attention.kept import Kept, lowest
 from macbench.attention.rng import uniform
 from macbench.kernels import draws as draws_module
+from macbench.kernels import kept as kept_module
+from macbench.kernels import logits as logits_module
+from macbench.kernels import probability as probability_module
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,222 @@ def wrong_draws(case: Draws, device: str = "cpu") -> str | None:
     return None if torch.equal(ours, want) else "draws differ"
 
 
-CHECKS: dict[type, Callable[..., str | None]] = {Draws: wrong_draws}
-CASES = [*DRAWS]
-LARGE = [Draws(8, 131072, (131072, 70000, 131071), 31, 4, 64)]  # on a card only
+@dataclass(frozen=True)
+class Paid:
+    """Lists of up to `size` tokens; shared: one for all heads of a row."""
+
+    kv_heads: int
+    group: int
+    d: int
+    size: int
+    shared: bool = False
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return "paid-" + "-".join(map(str, vars(self).values()))
+
+
+PAID = [
+    Paid(2, 3, 24, 300),
+    Paid(3, 3, 64, 150, True),
+    Paid(1, 16, 32, 90, False, "float16"),
+    Paid(2, 1, 128, 1),
+]
+
+
+def listed(case: Paid, device: str):
+    """Queries, scattered pages, lists as they lie in longer ones (int32), and their counts."""
+    draw = torch.Generator().manual_seed(case.size)
+    dtype = getattr(torch, case.dtype)
+    pages = -(-case.size // 16) + 2
+    keys = torch.randn(3 * pages, case.kv_heads, 16, case.d, generator=draw).to(dtype)
+    q = torch.randn(3, case.kv_heads * case.group, case.d, generator=draw).to(dtype)
+    table = torch.randperm(3 * pages, generator=draw).view(3, pages)
+    lists = 1 if case.shared else case.kv_heads
+    order = torch.rand(3, lists, 16 * pages, generator=draw).argsort(-1).int()
+    tokens = torch.full((3, lists, case.size + 40), 2**30, dtype=torch.int32)
+    counts = torch.randint(1, case.size + 1, (3, lists), generator=draw)
+    counts[0, 0], counts[1, 0] = case.size, 1
+    for row in range(3):
+        for head in range(lists):
+            count = int(counts[row, head])
+            tokens[row, head, :count] = order[row, head, :count]
+    return [x.to(device) for x in (q, keys, table, tokens, counts)]
+
+
+def paid(case: Paid, given: list[Tensor], mean: bool) -> Tensor:
+    q, keys, table, tokens, counts = given
+    tokens = tokens[..., : case.size]
+    lists = tokens.expand(-1, case.kv_heads, -1), counts.expand(-1, case.kv_heads)
+    scores = logits_module.listed_logits(q, keys, table, *lists, 0.3)
+    return probability_module.probability(scores, counts, -1.0, mean)
+
+
+def wrong_paid(case: Paid, device: str = "cpu") -> str | None:
+    given = listed(case, device)
+    q, keys, table, tokens, counts = given
+    for mean in (False, True):
+        ours = paid(case, given, mean)
+        lists = counts.shape[1]
+        each = case.kv_heads * case.group // lists
+        for row in range(3):
+            for list_ in range(lists):
+                count = int(counts[row, list_])
+                own, total = tokens[row, list_, :count].long(), 0.0
+                for head in range(list_ * each, (list_ + 1) * each):
+                    k = keys[table[row, own // 16], head // case.group, own % 16].double()
+                    total += (0.3 * k @ q[row, head].double()).softmax(0)
+                want = total / each if mean else total
+                assert_close(ours[row, list_, :count].double(), want, rtol=1e-4, atol=1e-6)
+                if not (ours[row, list_, count:] == -1.0).all():
+                    return "something is paid behind a list"
+    return None
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Steps on lists of up to `most` tokens, of which `limit` stay."""
+
+    rows: int
+    heads: int
+    most: int
+    limit: int
+    group: int = 0  # 0: no sums
+    normalise: bool = False
+
+    def __str__(self) -> str:
+        return "evict-" + "-".join(map(str, vars(self).values()))
+
+
+EVICT = [
+    Evict(3, 2, 60, 40),
+    Evict(2, 1, 60, 59),
+    Evict(3, 2, 60, 40, 3),
+    Evict(2, 2, 3000, 2900, 1, True),  # more than a block
+    Evict(70, 2, 9, 5, 2),  # more lists than a program appends to
+]
+
+
+class Now:
+    """What `Kept.append` needs of a view."""
+
+    def __init__(self, lens: Tensor, live: Tensor, grown: int):
+        self.lens, self.live, self.grown = lens, live, grown
+
+
+def wrong_evictions(case: Evict, device: str = "cpu") -> str | None:
+    """Some steps of `Kept` with the methods' torch code, and the kernels beside it."""
+    draw = torch.Generator().manual_seed(case.most)
+    g = replace(problem().geometry, layers=1, device=torch.device(device))
+    ours = Kept(replace(g, backend="triton"), case.rows, case.heads, case.most)
+    want = Kept(g, case.rows, case.heads, case.most)
+    lens = torch.full((case.rows,), case.most + 100, device=device)
+    first = case.limit - 2
+    for kept in (ours, want):
+        order = torch.Generator().manual_seed(1)
+        for slot in range(case.rows):
+            tokens = torch.rand(case.heads, case.most + 100, generator=order).argsort(-1)
+            kept.start(0, slot, tokens[:, :first].to(device), first, case.most)
+    sums = torch.rand(case.rows, case.heads, case.most, generator=draw).to(device)
+    sums_ours, index = sums.clone(), torch.arange(case.most, device=device)
+    limit = torch.full((case.rows,), case.limit, device=device)
+    limit[0] -= 1
+    recent = torch.full((case.rows,), case.limit // 2, device=device)
+    live = torch.ones(case.rows, dtype=torch.bool, device=device)
+    for step in range(5):
+        live[1] = step < 2
+        lens += live
+        view = Now(lens, live, step + 1)
+        tokens, counts = want.append(0, view)
+        lists, held = ours.append(0, view)
+        if not (torch.equal(lists.long(), tokens) and torch.equal(held, counts)):
+            return f"step {step}: lists differ after appending"
+        size = tokens.shape[-1]
+        paid = torch.rand(case.rows, case.heads, size, generator=draw)
+        paid = ((8 * paid).round() / 8).to(device)  # ties
+        paid.masked_fill_(index[:size] >= counts[..., None], 0)
+        state = ours.tokens[0], ours.held[0]
+        ranks, along = paid, ()
+        if case.group:
+            sums.scatter_(-1, counts[..., None] - 1, 0)
+            sums[..., :size] += paid / case.group
+            ranks, along, seen = sums[..., :size], (sums,), lens[:, None, None]
+            if case.normalise:
+                ranks = ranks / (seen - tokens).clamp_min(1)
+            ranks = ranks.masked_fill(tokens >= seen - recent[:, None, None], torch.inf)
+            more = sums_ours, recent, case.group, case.normalise
+            kept_module.drop(*state, paid, lens, limit, *more)
+        else:
+            kept_module.drop(*state, paid, lens, limit)
+        ranks = ranks.masked_fill(index[:size] >= counts[..., None], torch.inf)
+        want.drop(0, lowest(ranks, tokens), limit, *along)
+        if not torch.equal(ours.held, want.held):
+            return f"step {step}: lengths differ after dropping"
+        real = index < want.held[0][..., None]
+        if not torch.equal(ours.tokens[0][real], want.tokens[0][real]):
+            return f"step {step}: lists differ after dropping"
+        assert_close(sums_ours[real], sums[real], rtol=1e-6, atol=1e-6)
+    return None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A method over a few steps, its lists and reads too."""
+
+    method: str
+    knobs: tuple[tuple[str, object], ...]
+
+    def __str__(self) -> str:
+        return "-".join([self.method, *(f"{name}={value}" for name, value in self.knobs)])
+
+
+def whole(method: str, **knobs: object) -> Whole:
+    return Whole(method, tuple(knobs.items()))
+
+
+WHOLE = [
+    whole("random", tokens=0.5, sink=2, recent=5),
+    whole("h2o", budget=0.4),
+    whole("h2o", budget=0.4, normalise=True),
+    whole("h2o", budget=1.0),
+    whole("tova", budget=0.4),
+    whole("tova", budget=0.4, per_kv_head=True),
+    whole("snapkv", budget=0.4, window=4, ada=True),
+    whole("oracle_topk", tokens=0.3),
+    whole("oracle_topk", tokens=0.3, shared=False),
+]
+
+
+def wrong_whole(case: Whole, device: str = "cpu") -> str | None:
+    given = problem(3, (49, 22), steps=5, d=16, group=3).to(torch.float32)
+    records = []
+    for backend in ("torch", "triton"):
+        geometry = replace(given.geometry, backend=backend)
+        records.append(
+            drive(create(case.method, dict(case.knobs)), replace(given, geometry=geometry))
+        )
+    plain, ours = records
+    assert_close(ours.tensor(), plain.tensor(), rtol=1e-4, atol=1e-5)
+    for a, b in zip(ours.counts, plain.counts, strict=True):
+        for name in b:
+            if not torch.equal(a[name], b[name]):
+                return f"{name} differ"
+    return None
+
+
+CHECKS: dict[type, Callable[..., str | None]] = {
+    Draws: wrong_draws,
+    Paid: wrong_paid,
+    Evict: wrong_evictions,
+    Whole: wrong_whole,
+}
+CASES = [*DRAWS, *PAID, *EVICT]
+LARGE = [  # on a card only
+    Draws(8, 131072, (131072, 70000, 131071), 31, 4, 64),
+    Paid(8, 4, 128, 26000, False, "bfloat16"),
+    Paid(3, 3, 64, 1640, True, "bfloat16"),
+    Evict(80, 8, 26000, 25900, 4),
+]
 
 
 def check(case, device: str = "cpu") -> str | None:
@@ -74,13 +296,28 @@ def check(case, device: str = "cpu") -> str | None:
 
 
 def build() -> None:
-    kernels = ((draws_module, "_draws"),)
+    kernels = (
+        (draws_module, "_draws"),
+        (logits_module, "_logits"),
+        (probability_module, "_probability"),
+        (kept_module, "_append"),
+        (kept_module, "_drop"),
+    )
     with triton_cases.recorded(*kernels) as launches:
         for case in DRAWS:
             key, step, lens, kept = rows_of(case, "cpu")
             draws_module.draws(
                 key, step, lens, kept, case.layer, case.kv_heads, case.size, case.sink, case.recent
             )
+        for each in LARGE[1:3]:
+            small = replace(each, size=200)
+            paid(small, listed(small, "cpu"), True)
+        rows = torch.ones(2, dtype=torch.int64)
+        tokens, held = torch.zeros(2, 3, 50, dtype=torch.int32), torch.ones(2, 3, dtype=torch.int64)
+        sums = torch.zeros(2, 3, 50)
+        kept_module.append(tokens, held, rows, rows.bool(), 40)
+        kept_module.drop(tokens, held, sums[..., :40].contiguous(), rows, rows)
+        kept_module.drop(tokens, held, sums[..., :40].contiguous(), rows, rows, sums, rows, 3, True)
     for number, launch in enumerate(launches):
         fine = triton_cases.fits(triton_cases.build(*launch), 2)
         triton_cases.report(f"{launch[0].fn.__name__} {number}", fine)
@@ -91,7 +328,7 @@ def interpreted(tmp_path_factory):
     return triton_cases.interpret(__file__, tmp_path_factory.mktemp("triton"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + WHOLE, ids=str)
 def test_a_kernel_does_what_the_torch_code_does(interpreted, case):
     assert interpreted[str(case)] is None
 
@@ -110,7 +347,7 @@ def test_a_kernel_does_what_the_torch_code_does_on_a_card(case):
 
 if __name__ == "__main__":
     purposes = {
-        "interpret": lambda: triton_cases.report_each(CASES, check),
+        "interpret": lambda: triton_cases.report_each(CASES + WHOLE, check),
         "compile": build,
     }
     purposes[sys.argv[1]]()
