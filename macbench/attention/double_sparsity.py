@@ -97,6 +97,7 @@ class DoubleSparsity(Method):
         self.channels = torch.zeros(layers, slots, heads, r, dtype=torch.int64, device=device)
         self.kept = torch.ones(slots, dtype=torch.int64, device=device)
         self.most = [1] * slots
+        self.loaded = [self.kept] * layers  # of this step, tokens that each KV head loads
         held = self.channels.numel() * self.channels.itemsize
         if self.bits < 16:
             self.labels = Packed.zeros(geometry, slots, max_tokens, r, self.bits, (1, r))
@@ -125,27 +126,43 @@ class DoubleSparsity(Method):
             self.plain[layer, slot, :, : prompt.length] = labels
 
     def attend(self, layer, q_pre, q, view, trace):
-        lens = view.lens[:, None]
         if layer < self.dense_layers:
-            trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        self._append(layer, view)
-        scores = self._logits(layer, q, view.bound)
-        position = torch.arange(view.bound, device=q.device)
-        scores = scores.masked_fill(position >= lens[..., None], -torch.inf)
-        kv_heads = self.geometry.kv_heads
+        scores = self._scores(layer, q, view)
+        kv_heads, backend = self.geometry.kv_heads, self.geometry.backend
         if self.shared:
-            scores = shared_probability(scores, view.lens, kv_heads, self.geometry.backend)
-        kept = torch.minimum(self.kept, view.lens)[:, None]
-        counts = kept.expand(scores.shape[:2]).contiguous()
-        chosen, loaded = best(scores, counts, max(self.most), kv_heads, self.geometry.backend)
-        meta = lens * self._label_bytes(self.geometry)
-        trace.read(layer, view, head_tokens=kept, kv_tokens=loaded, meta_bytes=meta)
+            scores = shared_probability(scores, view.lens, kv_heads, backend)
+        counts = torch.minimum(self.kept, view.lens)[:, None].expand(scores.shape[:2])
+        chosen, self.loaded[layer] = best(scores, counts, max(self.most), kv_heads, backend)
         return view.exact(layer, q, tokens=chosen, counts=counts)[0]
+
+    def settle(self, view, trace):
+        lens, kept = view.lens[:, None], torch.minimum(self.kept, view.lens)[:, None]
+        dense = self.dense_layers
+        trace.read(slice(dense), view, head_tokens=lens, kv_tokens=lens)
+        if dense < self.geometry.layers:
+            loaded, meta = torch.stack(self.loaded[dense:]), lens * self._label_bytes(self.geometry)
+            sparse = slice(dense, None)
+            trace.read(sparse, view, head_tokens=kept, kv_tokens=loaded, meta_bytes=meta)
 
     def lists(self, lens):
         g = self.geometry
         return Lists.upto(self.most, lens, 1, g.kv_heads if self.shared else g.q_heads)
+
+    def _scores(self, layer, q, view):
+        """Partial logits of every token, the newest's label kept first; [B, Hq, N], -inf beyond."""
+        if self.geometry.backend != "torch":
+            from macbench.kernels.labels import label_scores
+
+            whole = self.bits == 16
+            labels = self.plain[layer] if whole else [part[layer] for part in self.labels.parts]
+            cache = view.k[layer], view.table, view.lens
+            kept = self.channels[layer], labels, self.bits
+            return label_scores(q, *kept, *cache, self.geometry.scale, view.bound)
+        self._append(layer, view)
+        scores = self._logits(layer, q, view.bound)
+        position = torch.arange(view.bound, device=q.device)
+        return scores.masked_fill(position >= view.lens[:, None, None], -torch.inf)
 
     def _append(self, layer, view):
         """Keep the newest token's label."""

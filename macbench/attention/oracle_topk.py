@@ -42,6 +42,7 @@ class OracleTopK(Method):
         self.geometry = geometry
         self.kept = torch.ones(slots, dtype=torch.int64, device=geometry.device)
         self.most = [1] * slots
+        self.loaded = [self.kept] * geometry.layers  # of this step, tokens that each KV head loads
         return 0
 
     def begin(self, layer, slot, prompt, view):
@@ -58,11 +59,13 @@ class OracleTopK(Method):
         if self.shared:
             scores = shared_probability(scores, view.lens, kv_heads, backend)
         counts = kept[:, None].expand(scores.shape[:2])
-        chosen, loaded = best(scores, counts, max(self.most), kv_heads, backend)
-        trace.read(
-            layer, view, head_tokens=kept[:, None], kv_tokens=(view.lens[:, None] + loaded) / 2
-        )
+        chosen, self.loaded[layer] = best(scores, counts, max(self.most), kv_heads, backend)
         return view.exact(layer, q, tokens=chosen, counts=counts)[0]
+
+    def settle(self, view, trace):
+        kept = torch.minimum(self.kept, view.lens)[:, None]
+        read = (view.lens[:, None] + torch.stack(self.loaded)) / 2
+        trace.read(slice(None), view, head_tokens=kept, kv_tokens=read)
 
     def lists(self, lens):
         g = self.geometry

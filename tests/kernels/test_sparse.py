@@ -18,9 +18,11 @@ pytest.importorskip("triton", reason="needs triton")
 
 from macbench.attention import create
 from macbench.attention.kept import Kept, lowest
+from macbench.attention.quantise import Packed
 from macbench.attention.rng import uniform
 from macbench.kernels import draws as draws_module
 from macbench.kernels import kept as kept_module
+from macbench.kernels import labels as labels_module
 from macbench.kernels import logits as logits_module
 from macbench.kernels import probability as probability_module
 
@@ -165,7 +167,7 @@ EVICT = [
     Evict(2, 1, 60, 59),
     Evict(3, 2, 60, 40, 3),
     Evict(2, 2, 3000, 2900, 1, True),  # more than a block
-    Evict(70, 2, 9, 5, 2),  # more lists than a program appends to
+    Evict(44, 3, 9, 5, 2),  # more lists than a program appends to
 ]
 
 
@@ -195,8 +197,8 @@ def wrong_evictions(case: Evict, device: str = "cpu") -> str | None:
     limit[0] -= 1
     recent = torch.full((case.rows,), case.limit // 2, device=device)
     live = torch.ones(case.rows, dtype=torch.bool, device=device)
-    for step in range(5):
-        live[1] = step < 2
+    for step in range(3):
+        live[1] = step < 1
         lens += live
         view = Now(lens, live, step + 1)
         tokens, counts = want.append(0, view)
@@ -232,6 +234,88 @@ def wrong_evictions(case: Evict, device: str = "cpu") -> str | None:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Labels of r of the d channels; lens up to size."""
+
+    kv_heads: int
+    group: int
+    d: int
+    r: int
+    bits: int
+    size: int
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return "labels-" + "-".join(map(str, vars(self).values()))
+
+
+LABELS = [
+    Labels(2, 3, 64, 32, 2, 300),
+    Labels(2, 1, 32, 16, 4, 140),
+    Labels(1, 16, 24, 12, 4, 140),
+    Labels(1, 2, 32, 8, 8, 140),
+    Labels(2, 3, 64, 32, 16, 300),
+    Labels(1, 4, 40, 10, 16, 140, "float16"),
+    Labels(1, 4, 64, 32, 4, 140, "float16"),
+]
+
+
+def labelled(case: Labels, device: str):
+    """Queries, a cache, channels, and the labels of all keys but the newest, which are random."""
+    draw = torch.Generator().manual_seed(case.r)
+    dtype, heads = getattr(torch, case.dtype), case.kv_heads
+    pages = -(-case.size // 16)
+    q = torch.randn(3, heads * case.group, case.d, generator=draw).to(dtype)
+    keys = torch.randn(3 * pages, heads, 16, case.d, generator=draw).to(dtype)
+    keys[:, :, 3] = keys[:, :, 3, :1]  # a constant key has codes of no width
+    table = torch.randperm(3 * pages, generator=draw).view(3, pages)
+    lens = torch.tensor([case.size, case.size // 2 // 16 * 16 + 4, 1])
+    channels = torch.rand(3, heads, case.d, generator=draw).argsort(-1)[..., : case.r].contiguous()
+    q, keys, table, lens, channels = (x.to(device) for x in (q, keys, table, lens, channels))
+    lying = keys[table].transpose(1, 2).flatten(2, 3)  # [3, Hkv, T, d]
+    own = lying.gather(-1, channels[:, :, None].expand(-1, -1, lying.shape[2], -1))
+    g = replace(problem().geometry, layers=1, kv_heads=heads, dtype=dtype, device=lying.device)
+    packed = None
+    if case.bits < 16:
+        packed = Packed.zeros(g, 3, lying.shape[2], case.r, case.bits, (1, case.r))
+        for row in range(3):
+            packed.start(0, row, own[row])
+    return q, keys, table, lens, channels, own, packed
+
+
+def wrong_labels(case: Labels, device: str = "cpu") -> str | None:
+    q, keys, table, lens, channels, own, packed = labelled(case, device)
+    rows = torch.arange(3, device=device)
+    if packed is None:
+        labels, want = own.clone(), own
+        labels[rows, :, lens - 1] = torch.nan
+        parts, given = [labels], labels
+        exact = [own]
+    else:
+        given = [part[0].clone() for part in packed.parts]
+        parts, exact = given, [part[0] for part in packed.parts]
+        for part in parts:
+            part[rows, :, lens - 1] = 77
+        want = packed.read(0, 0, own.shape[2])
+    cache = keys, table, lens
+    ours = labels_module.label_scores(q, channels, given, case.bits, *cache, 0.3, case.size)
+    for part, whole in zip(parts, exact, strict=True):
+        for row in range(3):
+            if not torch.equal(part[row, :, : lens[row]], whole[row, :, : lens[row]]):
+                return f"row {row}: the newest label differs"
+    few = q.gather(-1, channels.repeat_interleave(case.group, 1)).double()
+    logits = 0.3 * torch.einsum(
+        "bhr,bhtr->bht", few, want.double().repeat_interleave(case.group, 1)
+    )
+    for row in range(3):
+        n = int(lens[row])
+        assert_close(ours[row, :, :n].double(), logits[row, :, :n], rtol=1e-5, atol=1e-4)
+        if not (ours[row, :, n:] == -torch.inf).all():
+            return f"row {row}: a score behind its tokens"
+    return None
+
+
+@dataclass(frozen=True)
 class Whole:
     """A method over a few steps, its lists and reads too."""
 
@@ -249,18 +333,19 @@ def whole(method: str, **knobs: object) -> Whole:
 WHOLE = [
     whole("random", tokens=0.5, sink=2, recent=5),
     whole("h2o", budget=0.4),
-    whole("h2o", budget=0.4, normalise=True),
     whole("h2o", budget=1.0),
     whole("tova", budget=0.4),
     whole("tova", budget=0.4, per_kv_head=True),
     whole("snapkv", budget=0.4, window=4, ada=True),
     whole("oracle_topk", tokens=0.3),
     whole("oracle_topk", tokens=0.3, shared=False),
+    whole("double_sparsity", dense_layers=0, budget=0.6),
+    whole("double_sparsity", dense_layers=0, budget=0.9, bits=16, shared=True),
 ]
 
 
 def wrong_whole(case: Whole, device: str = "cpu") -> str | None:
-    given = problem(3, (49, 22), steps=5, d=16, group=3).to(torch.float32)
+    given = problem(3, (49, 22), steps=3, layers=1, d=16, group=3).to(torch.float32)
     records = []
     for backend in ("torch", "triton"):
         geometry = replace(given.geometry, backend=backend)
@@ -280,14 +365,18 @@ CHECKS: dict[type, Callable[..., str | None]] = {
     Draws: wrong_draws,
     Paid: wrong_paid,
     Evict: wrong_evictions,
+    Labels: wrong_labels,
     Whole: wrong_whole,
 }
-CASES = [*DRAWS, *PAID, *EVICT]
+CASES = [*DRAWS, *PAID, *EVICT, *LABELS]
 LARGE = [  # on a card only
     Draws(8, 131072, (131072, 70000, 131071), 31, 4, 64),
     Paid(8, 4, 128, 26000, False, "bfloat16"),
     Paid(3, 3, 64, 1640, True, "bfloat16"),
     Evict(80, 8, 26000, 25900, 4),
+    Labels(8, 4, 128, 64, 2, 30000, "bfloat16"),
+    Labels(3, 3, 64, 32, 4, 8000, "bfloat16"),
+    Labels(3, 3, 64, 32, 16, 8000, "bfloat16"),
 ]
 
 
@@ -301,6 +390,7 @@ def build() -> None:
         (logits_module, "_logits"),
         (probability_module, "_probability"),
         (kept_module, "_append"),
+        (labels_module, "_labels"),
         (kept_module, "_drop"),
     )
     with triton_cases.recorded(*kernels) as launches:
@@ -312,6 +402,10 @@ def build() -> None:
         for each in LARGE[1:3]:
             small = replace(each, size=200)
             paid(small, listed(small, "cpu"), True)
+        for case in (*LABELS, *LARGE[-3:]):
+            q, *cache, channels, own, packed = labelled(replace(case, size=40), "cpu")
+            labels = own if packed is None else [part[0] for part in packed.parts]
+            labels_module.label_scores(q, channels, labels, case.bits, *cache, 0.3, 40)
         rows = torch.ones(2, dtype=torch.int64)
         tokens, held = torch.zeros(2, 3, 50, dtype=torch.int32), torch.ones(2, 3, dtype=torch.int64)
         sums = torch.zeros(2, 3, 50)
