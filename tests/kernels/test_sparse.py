@@ -58,11 +58,18 @@ def rows_of(case: Draws, device: str):
     return [x.to(device) for x in (key, step, lens, kept)]
 
 
-def wrong_draws(case: Draws, device: str = "cpu") -> str | None:
-    key, step, lens, kept = rows_of(case, device)
-    ours, counts = draws_module.draws(
-        key, step, lens, kept, case.layer, case.kv_heads, case.size, case.sink, case.recent
+def drawn(case: Draws, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    key, step, lens, kept = rows
+    heads, size = case.kv_heads, case.size
+    return draws_module.draws(
+        key, step, lens, kept, case.layer, heads, size, case.sink, case.recent
     )
+
+
+def wrong_draws(case: Draws, device: str = "cpu") -> str | None:
+    rows = rows_of(case, device)
+    key, step, _, kept = rows
+    ours, counts = drawn(case, rows)
     position = torch.arange(case.size, device=device)
     head = torch.arange(case.kv_heads, device=device)[:, None]
     want = uniform(key[:, None, None], step[:, None, None], case.layer, head, position)
@@ -283,22 +290,24 @@ def labelled(case: Labels, device: str):
     return q, keys, table, lens, channels, own, packed
 
 
+def parts_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, low = (part[0] for part in packed.parts)
+    return codes, scale, low
+
+
+def scored(case: Labels, q, channels, labels, keys, table, lens) -> Tensor:
+    cache = keys, table, lens
+    return labels_module.label_scores(q, channels, labels, case.bits, *cache, 0.3, case.size)
+
+
 def wrong_labels(case: Labels, device: str = "cpu") -> str | None:
     q, keys, table, lens, channels, own, packed = labelled(case, device)
-    rows = torch.arange(3, device=device)
-    if packed is None:
-        labels, want = own.clone(), own
-        labels[rows, :, lens - 1] = torch.nan
-        parts, given = [labels], labels
-        exact = [own]
-    else:
-        given = [part[0].clone() for part in packed.parts]
-        parts, exact = given, [part[0] for part in packed.parts]
-        for part in parts:
-            part[rows, :, lens - 1] = 77
-        want = packed.read(0, 0, own.shape[2])
-    cache = keys, table, lens
-    ours = labels_module.label_scores(q, channels, given, case.bits, *cache, 0.3, case.size)
+    exact = (own,) if packed is None else parts_of(packed)
+    want = own if packed is None else packed.read(0, 0, own.shape[2])
+    parts, rows = tuple(part.clone() for part in exact), torch.arange(3, device=device)
+    for part in parts:
+        part[rows, :, lens - 1] = 77
+    ours = scored(case, q, channels, parts[0] if packed is None else parts, keys, table, lens)
     for part, whole in zip(parts, exact, strict=True):
         for row in range(3):
             if not torch.equal(part[row, :, : lens[row]], whole[row, :, : lens[row]]):
@@ -369,14 +378,20 @@ CHECKS: dict[type, Callable[..., str | None]] = {
     Whole: wrong_whole,
 }
 CASES = [*DRAWS, *PAID, *EVICT, *LABELS]
-LARGE = [  # on a card only
-    Draws(8, 131072, (131072, 70000, 131071), 31, 4, 64),
+LARGE_PAID = [
     Paid(8, 4, 128, 26000, False, "bfloat16"),
     Paid(3, 3, 64, 1640, True, "bfloat16"),
-    Evict(80, 8, 26000, 25900, 4),
+]
+LARGE_LABELS = [
     Labels(8, 4, 128, 64, 2, 30000, "bfloat16"),
     Labels(3, 3, 64, 32, 4, 8000, "bfloat16"),
     Labels(3, 3, 64, 32, 16, 8000, "bfloat16"),
+]
+LARGE = [  # on a card only
+    Draws(8, 131072, (131072, 70000, 131071), 31, 4, 64),
+    *LARGE_PAID,
+    Evict(80, 8, 26000, 25900, 4),
+    *LARGE_LABELS,
 ]
 
 
@@ -394,18 +409,22 @@ def build() -> None:
         (kept_module, "_drop"),
     )
     with triton_cases.recorded(*kernels) as launches:
-        for case in DRAWS:
-            key, step, lens, kept = rows_of(case, "cpu")
-            draws_module.draws(
-                key, step, lens, kept, case.layer, case.kv_heads, case.size, case.sink, case.recent
-            )
-        for each in LARGE[1:3]:
-            small = replace(each, size=200)
+        drawn(DRAWS[0], rows_of(DRAWS[0], "cpu"))
+        for some in LARGE_PAID:
+            small = replace(some, size=200)
             paid(small, listed(small, "cpu"), True)
-        for case in (*LABELS, *LARGE[-3:]):
-            q, *cache, channels, own, packed = labelled(replace(case, size=40), "cpu")
-            labels = own if packed is None else [part[0] for part in packed.parts]
-            labels_module.label_scores(q, channels, labels, case.bits, *cache, 0.3, 40)
+        for case in LARGE_LABELS:
+            labelling = replace(case, size=40)
+            q, keys, table, lens, channels, own, packed = labelled(labelling, "cpu")
+            scored(
+                labelling,
+                q,
+                channels,
+                own if packed is None else parts_of(packed),
+                keys,
+                table,
+                lens,
+            )
         rows = torch.ones(2, dtype=torch.int64)
         tokens, held = torch.zeros(2, 3, 50, dtype=torch.int32), torch.ones(2, 3, dtype=torch.int64)
         sums = torch.zeros(2, 3, 50)
