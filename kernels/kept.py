@@ -76,10 +76,10 @@ def _drop(
         token = tl.load(tokens + list_ * most + item, inside, -1).to(tl.int32)
         if SUMS:
             before = tl.load(sums + list_ * room + item, inside & (item < last), 0.0)
-            score = before + score / GROUP
+            score = before + tl.div_rn(score, GROUP * 1.0)
             kept_sum += tl.sum(tl.where(item == last, score, 0.0))
             if NORMALISE:
-                score = score / tl.maximum(length - token, 1).to(tl.float32)
+                score = tl.div_rn(score, tl.maximum(length - token, 1).to(tl.float32))
             score = tl.where(token >= length - tl.load(recent + row), float("inf"), score)
         score = tl.where(inside, score, float("inf"))
         low = tl.min(score)
@@ -95,7 +95,7 @@ def _drop(
             inside = (item < count) & (item < size)
             score = tl.load(paid + list_ * size + item, inside, 0.0)
             before = tl.load(sums + list_ * room + item, inside & (item < last), 0.0)
-            score = before + score / GROUP
+            score = before + tl.div_rn(score, GROUP * 1.0)
             score = tl.where(drop & (item == worst), kept_sum, score)
             tl.store(sums + list_ * room + item, score, inside)
     if drop:  # the last entry takes the place

@@ -109,14 +109,14 @@ class H2O(Method):
 
     def attend(self, layer, q_pre, q, view, trace):
         tokens, counts = self.kept.append(layer, view)
-        out = view.exact(layer, q, tokens=tokens, counts=counts)[0]
+        out, lse = view.exact(layer, q, tokens=tokens, counts=counts)
         if self.budget < 1:
-            self._evict(layer, q, view, tokens, counts)
+            paid = view.weights(layer, q, tokens, counts, lse)
+            self._evict(layer, paid, view, tokens, counts)
         return out
 
-    def _evict(self, layer, q, view, tokens, counts):
+    def _evict(self, layer, paid, view, tokens, counts):
         scores, group = self.scores[layer], self.geometry.group
-        paid = view.weights(layer, q, tokens, counts)
         if self.geometry.backend != "torch":
             from macbench.kernels.kept import drop
 
@@ -128,7 +128,7 @@ class H2O(Method):
         gathered += paid / group
         seen, recent = view.lens[:, None, None], self.recent[:, None, None]
         ranks = self._ranks(gathered, tokens, seen, recent)
-        index = torch.arange(tokens.shape[-1], device=q.device)
+        index = torch.arange(tokens.shape[-1], device=paid.device)
         ranks = ranks.masked_fill(index >= counts[..., None], torch.inf)
         self.kept.drop(layer, lowest(ranks, tokens), self.most, scores)
 

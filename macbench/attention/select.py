@@ -17,8 +17,7 @@ def shared_probability(scores: Tensor, lens: Tensor, kv_heads: int, backend: str
     if backend != "torch":
         from macbench.kernels.probability import probability
 
-        counts = lens[:, None].expand(-1, kv_heads)
-        return probability(scores, counts, behind=-1.0, mean=True)
+        return probability(scores, lens, kv_heads)
     # a masked key has probability 0, as has one that underflows: order it behind
     mean = group_mean(scores.softmax(-1), kv_heads)
     position = torch.arange(scores.shape[-1], device=scores.device)

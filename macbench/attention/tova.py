@@ -75,21 +75,21 @@ class TOVA(Method):
         tokens, counts = self.kept.append(layer, view)
         heads = self.geometry.kv_heads
         lists, held = tokens.expand(-1, heads, -1), counts.expand(-1, heads)
-        out = view.exact(layer, q, tokens=lists, counts=held)[0]
+        out, lse = view.exact(layer, q, tokens=lists, counts=held)
         if self.budget < 1:
-            self._evict(layer, q, view, tokens, counts)
+            paid = view.weights(layer, q, tokens, counts, lse)
+            if not self.per_kv_head:
+                paid = self.geometry.all_reduce(paid)
+            self._evict(layer, paid, view, tokens, counts)
         return out
 
-    def _evict(self, layer, q, view, tokens, counts):
-        paid = view.weights(layer, q, tokens, counts)
-        if not self.per_kv_head:
-            paid = self.geometry.all_reduce(paid)
+    def _evict(self, layer, paid, view, tokens, counts):
         if self.geometry.backend != "torch":
             from macbench.kernels.kept import drop
 
             lists = self.kept.tokens[layer], self.kept.held[layer]
             return drop(*lists, paid, view.lens, self.most)
-        index = torch.arange(tokens.shape[-1], device=q.device)
+        index = torch.arange(tokens.shape[-1], device=paid.device)
         scores = paid.masked_fill(index >= counts[..., None], torch.inf)
         self.kept.drop(layer, lowest(scores, tokens), self.most)
 

@@ -114,24 +114,21 @@ class View:
         """Keys at the listed positions [B, Hkv, n] -> [B, Hkv, n, d]."""
         return paged.take_tokens(self.k[layer], self.table, tokens)
 
-    def weights(self, layer: int, q: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
+    def weights(self, layer: int, q: Tensor, tokens: Tensor, counts: Tensor, lse: Tensor) -> Tensor:
         """Probabilities of `exact` over the first counts [B, H] of tokens [B, H, n], for methods
         that evict by them: summed over the query heads that share a list, [B, H, n], 0 beyond.
 
-        H is Hkv, or 1 where all heads share a list.
+        lse [B, Hq] as `exact` gave it; H is Hkv, or 1 where all heads share a list.
         """
-        g, heads = self.cache.geometry, tokens.shape[1]
-        lists, held = tokens.expand(-1, g.kv_heads, -1), counts.expand(-1, g.kv_heads)
+        scale, heads = self.cache.geometry.scale, self.cache.geometry.kv_heads
         if self.kernels is not None:
-            from macbench.kernels.logits import listed_logits
-            from macbench.kernels.probability import probability
+            from macbench.kernels.weights import weights
 
-            scores = listed_logits(q, self.k[layer], self.table, lists, held, g.scale)
-            return probability(scores, counts, behind=0.0, mean=False)
-        scores = paged.logits(q, self.keys(layer, lists), g.scale)
-        listed = torch.arange(tokens.shape[2], device=q.device) < held[..., None]
-        weights, total, _ = paged.softmax(scores, listed[:, :, None])
-        return (weights / total).flatten(1, 2).unflatten(1, (heads, -1)).sum(2)
+            return weights(q, self.k[layer], self.table, tokens, counts, lse, scale)
+        keys = self.keys(layer, tokens.expand(-1, heads, -1))
+        paid = (paged.logits(q, keys, scale).flatten(1, 2) - lse[..., None]).exp()
+        listed = torch.arange(tokens.shape[2], device=q.device) < counts[..., None]
+        return paid.unflatten(1, (tokens.shape[1], -1)).sum(2) * listed
 
     def exact(
         self,

@@ -20,11 +20,12 @@ from macbench.attention import create
 from macbench.attention.kept import Kept, lowest
 from macbench.attention.quantise import Packed
 from macbench.attention.rng import uniform
+from macbench.attention.select import shared_probability
 from macbench.kernels import draws as draws_module
 from macbench.kernels import kept as kept_module
 from macbench.kernels import labels as labels_module
-from macbench.kernels import logits as logits_module
 from macbench.kernels import probability as probability_module
+from macbench.kernels import weights as weights_module
 
 
 @dataclass(frozen=True)
@@ -125,32 +126,60 @@ def listed(case: Paid, device: str):
     return [x.to(device) for x in (q, keys, table, tokens, counts)]
 
 
-def paid(case: Paid, given: list[Tensor], mean: bool) -> Tensor:
+def paid(case: Paid, given: list[Tensor], lse: Tensor) -> Tensor:
     q, keys, table, tokens, counts = given
     tokens = tokens[..., : case.size]
-    lists = tokens.expand(-1, case.kv_heads, -1), counts.expand(-1, case.kv_heads)
-    scores = logits_module.listed_logits(q, keys, table, *lists, 0.3)
-    return probability_module.probability(scores, counts, -1.0, mean)
+    return weights_module.weights(q, keys, table, tokens, counts, lse, 0.3)
 
 
 def wrong_paid(case: Paid, device: str = "cpu") -> str | None:
     given = listed(case, device)
     q, keys, table, tokens, counts = given
-    for mean in (False, True):
-        ours = paid(case, given, mean)
-        lists = counts.shape[1]
-        each = case.kv_heads * case.group // lists
-        for row in range(3):
-            for list_ in range(lists):
-                count = int(counts[row, list_])
-                own, total = tokens[row, list_, :count].long(), 0.0
-                for head in range(list_ * each, (list_ + 1) * each):
-                    k = keys[table[row, own // 16], head // case.group, own % 16].double()
-                    total += (0.3 * k @ q[row, head].double()).softmax(0)
-                want = total / each if mean else total
-                assert_close(ours[row, list_, :count].double(), want, rtol=1e-4, atol=1e-6)
-                if not (ours[row, list_, count:] == -1.0).all():
-                    return "something is paid behind a list"
+    lists, group = counts.shape[1], case.group
+    each = case.kv_heads // lists
+    exact: dict[tuple[int, int], Tensor] = {}
+    lse = torch.empty(q.shape[:2], device=device)
+    for row in range(3):
+        for head in range(case.kv_heads * group):
+            list_ = head // group // each
+            own = tokens[row, list_, : counts[row, list_]].long()
+            k = keys[table[row, own // 16], head // group, own % 16].double()
+            logits = 0.3 * k @ q[row, head].double()
+            lse[row, head] = logits.logsumexp(0)
+            exact[row, list_] = exact.get((row, list_), 0) + logits.softmax(0)
+    ours = paid(case, given, lse)
+    for (row, list_), want in exact.items():
+        count = len(want)
+        assert_close(ours[row, list_, :count].double(), want, rtol=1e-4, atol=1e-6)
+        if ours[row, list_, count:].any():
+            return "something is paid behind a list"
+    return None
+
+
+@dataclass(frozen=True)
+class Shared:
+    kv_heads: int
+    group: int
+    lens: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "shared-" + "-".join(map(str, vars(self).values()))
+
+
+SHARED = [Shared(2, 3, (3000, 1, 2049)), Shared(1, 16, (700,)), Shared(3, 1, (33, 5))]
+
+
+def wrong_shared(case: Shared, device: str = "cpu") -> str | None:
+    draw = torch.Generator().manual_seed(0)
+    shape = (len(case.lens), case.kv_heads * case.group, max(case.lens) + 9)
+    scores = 5 * torch.randn(shape, generator=draw).to(device)
+    scores[..., 0] = -300  # underflows
+    lens = torch.tensor(case.lens, device=device)
+    position = torch.arange(shape[-1], device=device)
+    scores.masked_fill_(position >= lens[:, None, None], -torch.inf)
+    ours = shared_probability(scores, lens, case.kv_heads, "triton")
+    want = shared_probability(scores.double(), lens, case.kv_heads, "torch")
+    assert_close(ours.double(), want, rtol=1e-5, atol=1e-12)
     return None
 
 
@@ -373,11 +402,12 @@ def wrong_whole(case: Whole, device: str = "cpu") -> str | None:
 CHECKS: dict[type, Callable[..., str | None]] = {
     Draws: wrong_draws,
     Paid: wrong_paid,
+    Shared: wrong_shared,
     Evict: wrong_evictions,
     Labels: wrong_labels,
     Whole: wrong_whole,
 }
-CASES = [*DRAWS, *PAID, *EVICT, *LABELS]
+CASES = [*DRAWS, *PAID, *SHARED, *EVICT, *LABELS]
 LARGE_PAID = [
     Paid(8, 4, 128, 26000, False, "bfloat16"),
     Paid(3, 3, 64, 1640, True, "bfloat16"),
@@ -390,6 +420,7 @@ LARGE_LABELS = [
 LARGE = [  # on a card only
     Draws(8, 131072, (131072, 70000, 131071), 31, 4, 64),
     *LARGE_PAID,
+    Shared(8, 4, (131072, 100000)),
     Evict(80, 8, 26000, 25900, 4),
     *LARGE_LABELS,
 ]
@@ -402,7 +433,7 @@ def check(case, device: str = "cpu") -> str | None:
 def build() -> None:
     kernels = (
         (draws_module, "_draws"),
-        (logits_module, "_logits"),
+        (weights_module, "_weights"),
         (probability_module, "_probability"),
         (kept_module, "_append"),
         (labels_module, "_labels"),
@@ -412,7 +443,9 @@ def build() -> None:
         drawn(DRAWS[0], rows_of(DRAWS[0], "cpu"))
         for some in LARGE_PAID:
             small = replace(some, size=200)
-            paid(small, listed(small, "cpu"), True)
+            given = listed(small, "cpu")
+            paid(small, given, torch.zeros(given[0].shape[:2]))
+        probability_module.probability(torch.zeros(2, 9, 9000), torch.ones(2).long(), 3)
         for case in LARGE_LABELS:
             labelling = replace(case, size=40)
             q, keys, table, lens, channels, own, packed = labelled(labelling, "cpu")
