@@ -167,7 +167,7 @@ def test_writing_is_what_was_asked_for(writer, monkeypatch, room):
             told = (plan.lasting[2], plan.regular[2], *plan.single.values())
             assert sorted(due) == sorted(event for event in told if event in body)
         assert rest == plan.stop
-        assert turn.reply[-1] == (plan.stop, "answer")
+        assert turn.reply[-1] == (plan.stop, "text")
         asked = turn.ask.lower()
         for told in (
             plan.mark,

@@ -48,21 +48,26 @@ def event(draw: Draw) -> Question:
     ]
     form, same = draw.wording(facts.SAID), draw.random() < 0.6
     said = [facts.state(form if same else draw.wording(facts.SAID), parts) for parts in four]
-    what = draw.choice([*facts.ASKED])
+    mine = four[0]
+    keys = {"who": "thing", "thing": "who", "at": "thing", "when": "thing"}
+    what = draw.choice([w for w, key in keys.items() if reads(said[0], mine[key], mine[w])])
     return Question(
         facts.ask(draw, what, four[0]),
         [parts[what].removeprefix("in ").removeprefix("at ") for parts in four],
         draw.sample(said, 4),
-        lambda _: quoted(said[0], four[0]["who" if what == "thing" else "thing"], four[0][what]),
+        lambda _: quoted(said[0]),
     )
 
 
-def quoted(said: str, key: str, value: str) -> str:
-    """A sentence; where the value comes first in it, so that a reader who has only found the key
-    could not begin to quote, the two alone."""
+def quoted(said: str) -> str:
+    """A sentence as a reason."""
+    return said.removesuffix(".")
+
+
+def reads(said: str, key: str, value: str) -> bool:
+    """Whether a reader who looks for the key comes upon it before the value."""
     low = said.lower()
-    first = low.find(key.lower()) < low.find(value.lower())
-    return said.removesuffix(".") if first else f"{key}: {value}"
+    return low.find(key.lower()) < low.find(value.lower())
 
 
 def feature(draw: Draw) -> Question:
@@ -72,12 +77,10 @@ def feature(draw: Draw) -> Question:
     state, made = draw.getstate(), []
     for town, value in zip(towns, values, strict=True):
         draw.setstate(state)  # the same wording for all
-        made.append(facts.feature(draw, town, house, name, value))
+        made.append(facts.feature(draw, town, house, name, value, first=True))
     said = [fact.said for fact in made]
     ask = made[0].asked[0][0]
-    return Question(
-        ask, values, draw.sample(said, 4), lambda _: quoted(said[0], towns[0], values[0])
-    )
+    return Question(ask, values, draw.sample(said, 4), lambda _: quoted(said[0]))
 
 
 def _values(draw: Draw) -> tuple[str, list[str]]:
@@ -89,12 +92,12 @@ def _values(draw: Draw) -> tuple[str, list[str]]:
     return name, list(found)
 
 
-PAIRED = (  # what is said of {a} and {b}; for what of a's is asked
-    "A letter from {b} arrived in {a} by mail.|Whose letter arrived in {a}?|town|name",
+PAIRED = (  # what is said of {a} and {b}, a first; for what of a's is asked
+    "Into {a} came a letter from {b} by mail.|Whose letter came into {a}?|town|name",
     "The hold of the {a} was full of {b}.|With what was the {a} loaded?|ship|cargo",
     "The {a} sailed under captain {b}.|Who was captain of the {a}?|ship|name",
     "{a} sat for a portrait beside the {b}.|Beside what did {a} sit for a portrait?|name|thing",
-    "{b} asked for the hand of {a}.|Who asked for the hand of {a}?|name|name",
+    "For the hand of {a} asked {b}.|Who asked for the hand of {a}?|name|name",
     "The cheese of {a} is wrapped in leaves of {b}.|In leaves of what is the cheese of {a} wrapped?"
     "|town|cargo",
     "Instead of rent, {a} paid with a {b}.|With what did {a} pay instead of rent?|name|thing",
@@ -103,9 +106,23 @@ PAIRED = (  # what is said of {a} and {b}; for what of a's is asked
     "{a} trusts nobody except {b}.|Whom does {a} trust?|name|name",
     "A carved {a} on a door meant {b}.|What did a carved {a} on a door mean?|sign|meaning",
     "The crew of the {a} was paid in {b}.|In what was the crew of the {a} paid?|ship|cargo",
-    "{b} stood godparent to {a}.|Who stood godparent to {a}?|name|name",
+    "At the christening of {a}, {b} was godparent.|Who was godparent of {a}?|name|name",
     "The lawyer of {a} is called {b}.|What is the lawyer of {a} called?|name|name",
     "Next to the {a} lay the {b} in the harbour.|Which ship lay next to the {a}?|ship|ship",
+    "The oldest map of {a} was drawn by {b} in ink.|Who drew the oldest map of {a}?|town|name",
+    "On the market of {a} stands a {b}.|What stands on the market of {a}?|town|thing",
+    "The dog of {a} answers to the name of {b}.|To what name does the dog of {a} answer?|name|ship",
+    "The aunt of {a} left all to {b}.|To whom did the aunt of {a} leave all?|name|name",
+    "Over the gate of {a} they hung a {b}.|What did they hang over the gate of {a}?|town|thing",
+    "From {a} the mail goes straight to {b}.|Where does the mail from {a} go?|town|town",
+    "The song that {a} wrote is about the ship {b}.|Which ship is the song of {a} about?|name|ship",
+    "During the strike, the tailors of {a} lived on {b}.|On what did the tailors of {a} live?"
+    "|town|cargo",
+    "The first doctor of {a} was {b}, who had studied abroad.|Who was the first doctor of {a}?"
+    "|town|name",
+    "The {a} was cut in the workshop of {b}.|In whose workshop was the {a} cut?|stone|name",
+    "The flag of {a} shows a {b} on a plain ground.|What does the flag of {a} show?|town|sign",
+    "{a} always carries a {b} in a coat pocket.|What does {a} carry in a coat pocket?|name|stone",
     "{a} was last seen near {b}.|Near which place was {a} last seen?|name|town",
 )
 
@@ -135,9 +152,7 @@ def pair(draw: Draw) -> Question:
     else:
         a, b = things(draw, one, 4), things(draw, other, 4)
     said = [sentence(form.format(a=x, b=y)) for x, y in zip(a, b, strict=True)]
-    return Question(
-        ask.format(a=a[0]), b, draw.sample(said, 4), lambda _: quoted(said[0], a[0], b[0])
-    )
+    return Question(ask.format(a=a[0]), b, draw.sample(said, 4), lambda _: quoted(said[0]))
 
 
 LISTS = (
@@ -346,7 +361,7 @@ def linked(draw: Draw) -> Question:
     places = [there.format(who=who[0]), *towns]
     for place, value in zip(places, [values[0], *values], strict=True):
         draw.setstate(state)
-        made.append(facts.feature(draw, place, house, name, value))
+        made.append(facts.feature(draw, place, house, name, value, first=True))
     asked, *said = made
     homes = [sentence(form.format(who=w, town=t)) for w, t in zip(who, towns, strict=True)]
     has = [fact.said for fact in said]
@@ -354,7 +369,7 @@ def linked(draw: Draw) -> Question:
         asked.asked[0][0],
         values,
         draw.sample([*homes, *has], 8),
-        lambda _: f"{quoted(homes[0], who[0], towns[0])}. {quoted(has[0], towns[0], values[0])}",
+        lambda _: f"{homes[0]} {quoted(has[0])}",
     )
 
 
@@ -456,5 +471,6 @@ def merged(draw: Draw, one: list[str], other: list[str]) -> list[str]:
 
 
 KINDS: tuple[Callable[[Draw], Question], ...] = (
-    event, feature, pair, pair, cell, tally, measure, rank, linked, moved, words,
+    event, feature, pair, cell, measure, words,
+    linked, linked, tally, tally, rank, rank, moved, moved,  # the hard ones twice
 )  # fmt: skip
