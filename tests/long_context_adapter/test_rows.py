@@ -187,7 +187,7 @@ def test_writing_fits_its_room(writer, room):
     for seed in range(8):
         pieces = writer.pieces(Draw(f"room-{seed}"), "writing", room)
         assert sum(writer.size(text) for text, _ in pieces) <= room
-        whole += pieces[-1][1] == "answer"
+        whole += len(pieces) > 1  # else plain text in its place
     assert whole >= (6 if room > 1000 else 0), whole
 
 
