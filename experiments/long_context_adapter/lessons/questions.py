@@ -1,27 +1,14 @@
-"""Kinds of questions with four choices. All four are said of something in the text, in one manner.
+"""Questions with four choices that one or two statements answer; the reply quotes them.
 
-A kind returns its question, the four choices with the right one first, the sentences that answer it
-in the order in which they stand in the text, and what a reply says before it chooses.
+All four choices are said of something in the text, in one manner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
-
 from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.lessons import facts
+from macbench.experiments.long_context_adapter.lessons.base import Question
 from macbench.experiments.long_context_adapter.lessons.facts import sentence
-
-
-@dataclass(frozen=True)
-class Question:
-    ask: str
-    four: list[str]  # the right one first
-    said: list[str]
-    reason: Callable[[list[str]], str]  # from the choices in their order; without a full stop
-
 
 SHIPS = "Albatross Bluebell Corsair Diligence Eglantine Fortuna Gauntlet Harmony Iolanthe Juniper"
 SHIPS += " Kingfisher Larkspur Meridian Nightjar Orlando Patience Ranger Sapphire Tempest Zephyr"
@@ -204,134 +191,6 @@ def cell(draw: Draw) -> Question:
     return Question(ask, cells[column][:4], [text], lambda _: lines[0].replace("\t", " "))
 
 
-DEEDS = "rang the great bell|missed the ferry|slept in the barn|won at cards|asked for credit"
-DEEDS += "|fell off the horse|sang at the tavern|brought a basket of eggs|wrote to the editor"
-DEEDS += "|paid a fine|came late to supper|went out to fish|lost a glove|climbed the watchtower"
-DONE = (
-    "{when} came, and {who} {deed}.",
-    "{when} was a day on which {who} {deed}.",
-    "Then {who} {deed} ({when}).",
-    "{when} - {who} {deed}.",
-    '"{when} I saw how {who} {deed}," a neighbour told us.',
-    "Nothing else is known of {when} but that {who} {deed}.",
-    "{who} {deed} again. This was {when}.",
-    "People spoke of {when}, when {who} {deed} once more.",
-    "{when}: {who} {deed}.",
-    "It was {when} when {who} {deed}.",
-    "{who} {deed}; that was {when}.",
-    "{when}, as the diary says, {who} {deed}.",
-)
-COUNTED = (
-    "How many times did it happen that {who} {deed}?",
-    "How often is it said that {who} {deed}?",
-    "Count the occasions on which {who} {deed}. How many are they?",
-    "Of how many times do we read when {who} {deed}?",
-)
-MONTHS = "January February March April May June July August September October November December"
-
-
-def tally(draw: Draw) -> Question:
-    """How often somebody did something; the others did it other numbers of times."""
-    who, often = draw.names(4), draw.sample(range(1, 7), 4)
-    deed, form = draw.choice(DEEDS.split("|")), draw.wording(DONE)
-    style = draw.choice(("the {d} of {m}", "{m} {d}", "day {d} of {m}"))
-    dates = [style.format(d=d, m=m) for m in MONTHS.split() for d in range(1, 29)]
-    days = iter(draw.sample(dates, sum(often)))
-    done = [(name, next(days)) for name, n in zip(who, often, strict=True) for _ in range(n)]
-    draw.shuffle(done)
-    said = [sentence(form.format(when=day, who=name, deed=deed)) for name, day in done]
-    mine = [day for name, day in done if name == who[0]]
-    counted = ", ".join(f"{day} {i}" for i, day in enumerate(mine, 1))
-    ask = draw.wording(COUNTED).format(who=who[0], deed=deed)
-    return Question(
-        ask, [str(n) for n in often], said, lambda _: f"{who[0]}: {counted}; so {often[0]}"
-    )
-
-
-MEASURED = (  # statement | most | least | kind
-    "{a} received its charter in {n}.|Which of these places was the latest to receive its charter?"
-    "|Which of these places was the earliest to receive its charter?|town",
-    "On the scales the {a} came to {n} grams.|Which stone was the heaviest on the scales?"
-    "|Which stone was the lightest on the scales?|stone",
-    "{a} owns {n} acres of land.|Who of these owns the most land?|Who of these owns the least land?"
-    "|name",
-    "In {a} there are {n} wells.|Where are there more wells than in the other three?"
-    "|Where are there fewer wells than in the other three?|town",
-    "For the {a} the dealer wanted {n} shillings.|Which of the objects was the dearest?"
-    "|Which of the objects was the cheapest?|thing",
-    "The {a} needed {n} days for the crossing.|Which ship had the longest crossing?"
-    "|Which ship had the shortest crossing?|ship",
-    "{a} wrote {n} letters from abroad.|Who wrote the most letters?|Who wrote the fewest letters?"
-    "|name",
-    "A tunnel of {n} paces leads to {a}.|To which place does the longest tunnel lead?"
-    "|To which place does the shortest tunnel lead?|town",
-    "{n} sheep belong to the farm of {a}.|Whose farm has the largest flock of sheep?"
-    "|Whose farm has the smallest flock of sheep?|name",
-    "The {a} was built in {n}.|Which ship is the newest?|Which ship is the oldest?|ship",
-    "{a} lies {n} paces above the sea.|Which place lies highest?|Which place lies lowest?|town",
-    "The {a} fetched {n} ducats.|For which object was most paid?|For which was least paid?|thing",
-)
-
-
-def measure(draw: Draw) -> Question:
-    """The most or the least of four."""
-    form, most, least, kind = draw.wording(MEASURED).split("|")
-    low, high = draw.choice(((1203, 1897), (12, 990), (1010, 9900), (3, 60)))
-    four, numbers = things(draw, kind, 4), sorted(draw.sample(range(low, high), 4))
-    known = dict(zip(four, numbers, strict=True))
-    said = [sentence(form.format(a=a, n=n)) for a, n in known.items()]
-    top = draw.random() < 0.5
-    if top:
-        four.reverse()
-    listed: Callable[[list[str]], str] = lambda order: ", ".join(  # noqa: E731
-        f"{name} {known[name]}" for name in order
-    )
-    return Question(
-        most if top else least,
-        four,
-        draw.sample(said, 4),
-        lambda order: f"{listed(order)}; {'most' if top else 'least'} {known[four[0]]}, {four[0]}",
-    )
-
-
-RANKED = (  # statement on two, {a} the higher | first | last | kind
-    "{a} is {n} years older than {b}.|Who is the oldest of them?|Who is the youngest of them?|name",
-    "The {a} came into port {n} hours before the {b}.|Which ship came into port first?"
-    "|Which ship came into port last?|ship",
-    "The {a} was painted {n} weeks earlier than the {b}.|Which of them was painted first?"
-    "|Which of them was painted last?|thing",
-    "{a} lies {n} miles upstream of {b}.|Which place is farthest up the river?"
-    "|Which place is farthest down the river?|town",
-    "The {b} weighs {n} pounds less than the {a}.|Which of these weighs most?"
-    "|Which of these weighs least?|thing",
-    "{b} owes the bank {n} florins less than {a}.|Who owes the bank most?|Who owes the bank least?"
-    "|name",
-    "{b} got its fire engine {n} months later than {a}.|Which place got its fire engine first?"
-    "|Which place got its fire engine last?|town",
-    "{a} crossed the line {n} steps ahead of {b}.|Who won the race?|Who lost the race?|name",
-    "{n} days before the {b}, the {a} was launched.|Which was launched first?"
-    "|Which was launched last?|ship",
-    "{a} has {n} more pupils than {b}.|Who has the most pupils?|Who has the fewest pupils?|name",
-)
-
-
-def rank(draw: Draw) -> Question:
-    """First or last of four, from statements on two of them each."""
-    form, first, last, kind = draw.wording(RANKED).split("|")
-    four = things(draw, kind, 4)
-    numbers = draw.sample(range(2, 70), 3)
-    said = [
-        sentence(form.format(a=a, b=b, n=n))
-        for (a, b), n in zip(pairwise(four), numbers, strict=True)
-    ]
-    path, top = ", then ".join(four), draw.random() < 0.5
-    if not top:
-        four = four[::-1]
-    return Question(
-        first if top else last, four, draw.sample(said, 3), lambda _: f"{path}; so {four[0]}"
-    )
-
-
 HAVE = (
     "keeps bees|runs an inn|went to school|owns a mill|died|has a cousin|was christened|sells hats"
 )
@@ -373,65 +232,6 @@ def linked(draw: Draw) -> Question:
     )
 
 
-MOVED = (  # at first | each further time
-    "The {x} first belonged to {b}.|{a} made {b} a present of the {x}.|name",
-    'The first to speak of the {x} had seen it in the {b}.|"We took the {x} out of the {a} and put '
-    'it into the {b}," {who} wrote.|spot',
-    "They left the {x} at the {b}.|{who} fetched the {x} from the {a} to the {b}.|spot",
-    'In those days {b} kept the {x}.|"I bought the {x} from {a}, and you shall have it, {b}," said '
-    "{who}.|name",
-    "{b} is where the story of the {x} starts.|From {a} the {x} travelled to {b}, in a bag of "
-    "{who}.|town",
-    "At the outset the {x} hung in the {b}.|Nobody saw {who} move the {x} from the {a} to the {b}."
-    "|spot",
-    '"You will find the {x} in the {b}," the note began.|{who} said: "The {x} has left the {a} for '
-    'the {b}."|spot',
-    "A thief sold the {x} to {b}.|{b} got the {x} out of the hands of {a}.|name",
-    "To begin with, the {x} stood in the {b}.|The {x} went from the {a} over to the {b}.|spot",
-    "The {x} was bought in {b}.|Out of {a} the {x} was sent on to {b}.|town",
-    "{b} was the first to wear the {x}.|{b} won the {x} from {a}.|name",
-    'In the beginning the {x} lay in the {b}.|"The {x} is not in the {a} any more; look in the {b}"'
-    ", it was said.|spot",
-    "The {x} came out of a workshop in {b}.|A carter took the {x} from {a} to {b}.|town",
-    "The {x} was loaded on the {b}.|The {x} changed from the {a} to the {b} at sea.|ship",
-    "It was {b} who found the {x}.|{a} lent the {x} to {b}.|name",
-)
-ENDS = (
-    "Where or with whom is the {x} now?|Where or with whom did the {x} begin?",
-    "What was the last stop of the {x}?|What was the first stop of the {x}?",
-    "Tell me where or with whom the {x} stayed for good.|Tell me where or with whom the {x} was "
-    "before it was first moved.",
-    "After all that happened, where or with whom must one look for the {x}?"
-    "|Before anything happened, where or with whom must one look for the {x}?",
-    "At the close of the text, where or with whom is the {x}?"
-    "|At the opening, where or with whom was the {x}?",
-    "Follow the {x}. Who or what has it at last?|Follow the {x} back. Who or what had it at first?",
-)
-
-
-def moved(draw: Draw) -> Question:
-    """Where something is in the end; a second thing goes through the same places."""
-    begin, go, kind = draw.wording(MOVED).split("|")
-    one, other = things(draw, "thing", 2)
-    four = things(draw, kind, 4)
-    paths, said = [four[::-1], draw.sample(four, 4)], []
-    for x, path in zip((one, other), paths, strict=True):
-        lines = [begin.format(x=x, b=path[0])]
-        lines += [go.format(x=x, a=a, b=b, who=draw.name()) for a, b in pairwise(path)]
-        said.append([sentence(line) for line in lines])
-    last, first = draw.wording(ENDS).split("|")
-    back = draw.random() < 0.25
-    path = ", then ".join(four[::-1])
-    if back:
-        four = four[::-1]
-    return Question(
-        (first if back else last).format(x=one),
-        four,
-        merged(draw, *said),
-        lambda _: f"{one}: {path}; so {four[0]}",
-    )
-
-
 MEANT = (
     'Among the shepherds of {town}, "{w}" stands for "{m}".',
     'Whoever says "{w}" in {town} thinks of "{m}".',
@@ -461,16 +261,3 @@ def words(draw: Draw) -> Question:
     ask = draw.wording(TRANSLATED).format(town=town, w=f"{code[0]} {code[2]}")
     told = f"{code[0]} is {one[0]}, {code[2]} is {other[0]}; so {four[0]}"
     return Question(ask, four, draw.sample(said, 4), lambda _: told)
-
-
-def merged(draw: Draw, one: list[str], other: list[str]) -> list[str]:
-    """Both lists in one, each in its order."""
-    first = set(draw.sample(range(len(one) + len(other)), len(one)))
-    left, right = iter(one), iter(other)
-    return [next(left if i in first else right) for i in range(len(one) + len(other))]
-
-
-KINDS: tuple[Callable[[Draw], Question], ...] = (
-    event, feature, pair, cell, measure, words,
-    linked, linked, tally, tally, rank, rank, moved, moved,  # the hard ones twice
-)  # fmt: skip
