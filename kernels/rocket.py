@@ -100,11 +100,7 @@ def _logits(
     logit = tl.where((count > 0)[None, :], logit * (scale / tl.sqrt(share))[:, None], float("-inf"))
 
     out = (group * G + query).to(tl.int64)
-    tl.store(
-        logits + out[:, None] * size + chunk[None, :],
-        logit,
-        (query < G)[:, None] & (chunk < size)[None, :],
-    )
+    tl.store(logits + out[:, None] * size + chunk[None, :], logit, (query < G)[:, None])
     top = tl.max(logit, 1)
     anchor = tl.where(top == float("-inf"), 0.0, top)
     mass = tl.sum(count[None, :] * tl.exp(logit - anchor[:, None]), 1)
@@ -122,11 +118,11 @@ def _means(
     scores,  # [B, HKV, tokens] out
     slots,
     size,
-    blocks,
     tokens,
     HKV: tl.constexpr,
     G: tl.constexpr,
     HEADS: tl.constexpr,  # G, the next power of two
+    CHUNKS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     """The mean of a token's probabilities over the group's heads; -1 behind the last token."""
@@ -137,6 +133,7 @@ def _means(
     own = (group * G + query).to(tl.int64)
     top = tl.full([HEADS], float("-inf"), tl.float32)
     mass = tl.zeros([HEADS], tl.float32)
+    blocks = size // CHUNKS
     for at in range(0, blocks, BLOCKS):
         block = at + tl.arange(0, BLOCKS)
         real = (query < G)[:, None] & (block < blocks)[None, :]
@@ -155,7 +152,7 @@ def _means(
     logit = tl.load(logits + place, real, float("-inf"))
     mean = tl.sum(tl.exp(logit - lse[:, None]), 0) / G
     out = group.to(tl.int64) * tokens + token
-    tl.store(scores + out, tl.where(token < held, mean, -1.0), token < tokens)
+    tl.store(scores + out, tl.where(token < held, mean, -1.0))
 
 
 @triton.jit
@@ -190,7 +187,8 @@ def token_scores(
     chunks: int,
     tokens: int,
 ) -> Tensor:
-    """Group means of probabilities by chunk bounds, fp32 [B, Hkv, tokens]; -1 behind the last.
+    """Group means of probabilities by chunk bounds, fp32 [B, Hkv, n]; -1 behind a row's last token.
+    n: `tokens`, which no row exceeds, up to a whole program's, so that shapes seldom change.
 
     q [B, Hq, d]; bounds [B, Hkv, 2 d, room] (maxima, then minima) of which `chunks` chunks are in
     use at most, updated in place with the key at lens - 1; sizes [5, B]: prompt, tokens of it that
@@ -199,8 +197,9 @@ def token_scores(
     b, q_heads, d = q.shape
     kv_heads = bounds.shape[1]
     group, blocks = q_heads // kv_heads, triton.cdiv(chunks, CHUNKS)
+    size, tokens = blocks * CHUNKS, triton.cdiv(tokens, TOKENS) * TOKENS
     assert group <= 16, "query heads of a KV head share a tile of 16 rows"
-    logits = torch.empty(b, q_heads, chunks, dtype=torch.float32, device=q.device)
+    logits = torch.empty(b, q_heads, size, dtype=torch.float32, device=q.device)
     tops = torch.empty(b, q_heads, blocks, dtype=torch.float32, device=q.device)
     masses = torch.empty_like(tops)
     scores = torch.empty(b, kv_heads, tokens, dtype=torch.float32, device=q.device)
@@ -218,7 +217,7 @@ def token_scores(
         scale,
         sizes.shape[1],
         bounds.shape[-1],
-        chunks,
+        size,
         table.shape[1],
         HKV=kv_heads,
         G=group,
@@ -229,7 +228,7 @@ def token_scores(
         WIDE=q.dtype == torch.float32,
         num_warps=4 if dims <= 128 else 8,
     )
-    _means[(triton.cdiv(tokens, TOKENS), b * kv_heads)](
+    _means[(tokens // TOKENS, b * kv_heads)](
         logits,
         tops,
         masses,
@@ -237,12 +236,12 @@ def token_scores(
         sizes,
         scores,
         sizes.shape[1],
-        chunks,
-        blocks,
+        size,
         tokens,
         HKV=kv_heads,
         G=group,
         HEADS=triton.next_power_of_2(group),
+        CHUNKS=CHUNKS,
         TOKENS=TOKENS,
     )
     return scores

@@ -214,7 +214,7 @@ class RocketKV(Method):
             chunks,
             tokens,
         )
-        most = min(max(p.tokens for p in self.plans), tokens)
+        most = max(p.tokens for p in self.plans)
         places, _ = select(scores, self.used, most, g.kv_heads)
         return positions(places, self.kept[layer], self.sizes)
 
