@@ -15,7 +15,8 @@ from torch import Tensor
 
 from macbench.kernels.paged import PAGE
 
-CHUNKS = 128  # of a program
+CHUNKS = 128  # of a program, at most
+TILE = 2**14  # bounds of a program, at most
 TOKENS = 256
 BLOCKS = tl.constexpr(64)  # of chunks, whose sums are merged at once
 PLACES = 512
@@ -196,14 +197,15 @@ def token_scores(
     """
     b, q_heads, d = q.shape
     kv_heads = bounds.shape[1]
-    group, blocks = q_heads // kv_heads, triton.cdiv(chunks, CHUNKS)
-    size, tokens = blocks * CHUNKS, triton.cdiv(tokens, TOKENS) * TOKENS
+    group, dims = q_heads // kv_heads, max(16, triton.next_power_of_2(d))
+    each = min(CHUNKS, TILE // dims)
+    blocks = triton.cdiv(chunks, each)
+    size, tokens = blocks * each, triton.cdiv(tokens, TOKENS) * TOKENS
     assert group <= 16, "query heads of a KV head share a tile of 16 rows"
     logits = torch.empty(b, q_heads, size, dtype=torch.float32, device=q.device)
     tops = torch.empty(b, q_heads, blocks, dtype=torch.float32, device=q.device)
     masses = torch.empty_like(tops)
     scores = torch.empty(b, kv_heads, tokens, dtype=torch.float32, device=q.device)
-    dims = max(16, triton.next_power_of_2(d))
     _logits[(blocks, b * kv_heads)](
         q.contiguous(),
         bounds,
@@ -224,9 +226,9 @@ def token_scores(
         D=d,
         DIMS=dims,
         PAGE=PAGE,
-        CHUNKS=CHUNKS,
+        CHUNKS=each,
         WIDE=q.dtype == torch.float32,
-        num_warps=4 if dims <= 128 else 8,
+        num_warps=4 if dims <= 64 else 8,  # a program ranks dims x dims pairs of channels
     )
     _means[(tokens // TOKENS, b * kv_heads)](
         logits,
@@ -241,7 +243,7 @@ def token_scores(
         HKV=kv_heads,
         G=group,
         HEADS=triton.next_power_of_2(group),
-        CHUNKS=CHUNKS,
+        CHUNKS=each,
         TOKENS=TOKENS,
     )
     return scores
