@@ -92,6 +92,8 @@ def state(case: Case, device: str):
     method.bounds = kinds.gather(-1, which.expand(-1, -1, 2 * d, -1))[None].contiguous()
     for row, (n, more, p) in enumerate(case.rows):
         filled = -(-(p.kept + more - 1) // p.chunk)
+        method.bounds[0, row, :, :d, filled - 1 : filled] = 2  # the best come last
+        method.bounds[0, row, :, d:, filled - 1 : filled] = -2
         method.bounds[0, row, :, :, filled:] = torch.nan
         for head in range(heads):
             stay = torch.randperm(n, generator=draw, device=device)[: p.kept].sort().values
