@@ -282,11 +282,11 @@ def moved(draw: Draw) -> Question:
     one, other = things(draw, "thing", 2)
     four = things(draw, kind, 4)
     paths, said = [four[::-1], draw.sample(four, 4)], []
-    for x, path in zip((one, other), paths, strict=True):
-        lines = [begin.format(x=x, at=at.format(b=path[0]), who=draw.name())]
+    for x, stops in zip((one, other), paths, strict=True):
+        lines = [begin.format(x=x, at=at.format(b=stops[0]), who=draw.name())]
         lines += [
             went.format(x=x, way=way.format(a=a, b=b), carried=carried, who=draw.name())
-            for a, b in pairwise(path)
+            for a, b in pairwise(stops)
         ]
         said.append([sentence(line) for line in lines])
     last, first = draw.wording(ENDS).split("|")
