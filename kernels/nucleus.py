@@ -65,8 +65,8 @@ def _nucleus(
 
     known = tl.full([], 0, tl.int32)  # leading bits of the least mass that is taken
     if not EVERY:
-        for turn in range(PASSES):
-            step = 1 << (2 * (PASSES - 1 - turn))
+        step = tl.full([], 1 << 28, tl.int32)
+        for _ in range(PASSES):
             one = tl.zeros([BLOCK], tl.float32)
             two = tl.zeros([BLOCK], tl.float32)
             three = tl.zeros([BLOCK], tl.float32)
@@ -80,6 +80,7 @@ def _nucleus(
             digit += (tl.sum(two, 0) >= share).to(tl.int32)
             digit += (tl.sum(three, 0) >= share).to(tl.int32)
             known += digit * step
+            step = step >> 2
     sums = tl.zeros([BLOCK], tl.float32)
     for at in range(0, size, BLOCK):
         mass = tl.load(masses + at + lane, at + lane < size, -1.0)

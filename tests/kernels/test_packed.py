@@ -303,7 +303,7 @@ CASES = [
     Whole("twilight", "p=0.6 candidates=32 dense_layers=0"),
     Whole("twilight", "p=0.8 candidates=32 dense_layers=0 shared=true", 3),
     Whole("twilight", "p=0.85 base=all dense_layers=0"),
-    Whole("twilight", "p=0.85 base=all dense_layers=0 shared=true", 4, 24),
+    Whole("twilight", "p=0.85 base=all dense_layers=0 shared=true", 4, 16),
 ]
 BUILT = [(3, 3, 64, 32, 4), (8, 4, 128, 32, 2), (2, 16, 128, 128, 8)]  # heads, d, tile, bits
 CARD = [
