@@ -15,7 +15,7 @@ from torch import Tensor
 
 from macbench.kernels.paged import PAGE
 
-BLOCK = 4096
+BLOCK = 8192
 PASSES = tl.constexpr(15)  # masses are below 2: 30 bits
 
 
@@ -159,6 +159,6 @@ def nucleus(
         EVERY=share >= 1,
         PAGE=PAGE,
         BLOCK=block,
-        num_warps=4 if block <= 1024 else 8,
+        num_warps=min(16, max(4, block // 512)),
     )
     return chosen, counts, loaded

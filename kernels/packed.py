@@ -17,7 +17,7 @@ from macbench.kernels.partials import gathered, partials_at
 from macbench.kernels.workspace import power
 
 LOG2E = tl.constexpr(1.4426950408889634)
-PROGRAMS = 528  # of `attend`, about: four for each multiprocessor of a large card
+PROGRAMS = 396  # of `attend`, at most, if lists are few: three fit a multiprocessor of a large card
 TOKENS = 128  # of a program of `logits`
 PARTIALS = 32  # merged at a time
 
@@ -326,7 +326,7 @@ def attend(
     assert group <= 16, "query heads of a KV head share a tile of 16 rows"
     dims = padding * 8 // bits
     n = min(128, max(32, 4096 // dims))
-    splits = max(1, min(-(-PROGRAMS // (b * kv_heads)), -(-size // n)))
+    splits = max(1, min(PROGRAMS // (b * kv_heads), -(-size // n)))
     part_o = torch.empty(b * kv_heads, splits, group, dims, dtype=torch.float32, device=q.device)
     part_l = torch.empty(b * kv_heads, splits, group, dtype=torch.float32, device=q.device)
     output = torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -119,9 +119,10 @@ class Twilight(Method):
 
         g, keys = self.geometry, self.keys.layer(layer)
         pack.token(view.k[layer], view.table, view.lens, keys, BITS)
-        pages, counts, meta = None, None, view.lens[:, None] * self._estimate_bytes
         if self.base == "quest":
             pages, counts, meta = self._candidates(layer, q, view)
+        else:
+            pages, counts, meta = None, None, view.lens[:, None] * self._estimate_bytes
         logits = packed.logits(q, keys, BITS, view.lens, g.scale, view.bound, pages, counts)
         heads = g.kv_heads if self.shared else g.q_heads
         logits = logits.unflatten(1, (heads, -1))

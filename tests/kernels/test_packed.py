@@ -48,7 +48,8 @@ class Shape:
 class Attend(Shape):
     def wrong(self, device: str) -> str | None:
         given = Given(self, device)
-        keys, values = given.packed((self.tile, 1)), given.packed((1, self.tile))
+        keys = given.packed((self.tile, 1), given.k)
+        values = given.packed((1, self.tile), given.v)
         # read as KIVI's torch code reads them
         wide_k, wide_v = given.all_tokens(given.k), given.all_tokens(given.v)
         token = torch.arange(given.room)
@@ -73,7 +74,7 @@ class Attend(Shape):
 class Logits(Shape):
     def wrong(self, device: str) -> str | None:
         given = Given(self, device)
-        keys = given.packed((1, self.d))
+        keys = given.packed((1, self.d), given.k)
         size = max(self.lens) - 1  # a bound may cut
         token = torch.arange(given.room)
         want = paged.logits(given.q.cpu().double(), keys.read(0, 0, given.room).double(), 0.3)
@@ -113,8 +114,8 @@ class Pack(Shape):
         given = Given(self, device)
         rows = given.table, given.lens
         for tile in ((1, self.tile), (self.tile, 1)):
-            want = given.packed(tile)
-            ours = given.packed(tile, start=False)
+            want = given.packed(tile, given.k)
+            ours = given.packed(tile)
             parts = tuple(x.to(device) for x in ours.layer(0))
             if tile[0] == 1:
                 pack_module.token(given.k, *rows, parts, self.bits, behind=self.residual)
@@ -160,15 +161,15 @@ class Given:
         """[B, Hkv, room, d] in fp32, on a CPU."""
         return pool[self.table].transpose(1, 2).flatten(2, 3).float().cpu()
 
-    def packed(self, tile: tuple[int, int], start: bool = True) -> Packed:
-        s, dtype = self.shape, torch.float32
-        heads = s.kv_heads * s.group
-        g = Geometry(1, heads, s.kv_heads, s.d, 0.3, torch.device("cpu"), dtype, rotate)
+    def packed(self, tile: tuple[int, int], pool: Tensor | None = None) -> Packed:
+        """Every token of the pool, or room for them."""
+        s, heads = self.shape, self.shape.kv_heads * self.shape.group
+        device = torch.device("cpu")
+        g = Geometry(1, heads, s.kv_heads, s.d, 0.3, device, torch.float32, rotate)
         made = Packed.zeros(g, len(s.lens), self.room, s.d, s.bits, tile)
-        x = self.all_tokens(self.k if tile[1] == 1 or not start else self.v)
-        x = self.all_tokens(self.k) if isinstance(s, Logits | Pack) else x
-        for row in range(len(s.lens) if start else 0):
-            made.start(0, row, x[row])
+        if pool is not None:
+            for row, x in enumerate(self.all_tokens(pool)):
+                made.start(0, row, x)
         return made
 
 
