@@ -298,6 +298,7 @@ CASES = [
     Nucleus(0.85, 2, 2, 3, 1, 96, paged=True),
     Nucleus(0.6, 1, 2, 1, 3, 300),
     Nucleus(0.5, 1, 1, 2, 1, 600, grid=1.0),
+    Nucleus(0.7, 1, 1, 1, 1, 9000, grid=1.0),  # two blocks
     Nucleus(1.0, 1, 2, 2, 1, 64, paged=True),
     Nucleus(0.999999, 1, 1, 1, 2, 33),
     Whole("kivi", "bits=4 group_size=4 residual=8"),
