@@ -26,7 +26,8 @@ BUDGETS = ("budget=", "tokens=")  # words of a label that say what was asked for
 PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
 EXPLAIN = (
     "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
-    "points [95 % interval]; p: exact McNemar or sign-flip test, then Holm over this table.",
+    "points [95 % interval]; p: exact McNemar or sign-flip test, then Holm over this table; same: "
+    "answers that are full attention's, letter by letter.",
     "head, token, byte, resident: keys attended, K/V tokens loaded, bytes loaded (with metadata) "
     "and bytes held, % of full attention's.",
 )
@@ -74,6 +75,7 @@ class Line:
     versus: Comparison | None  # None for full itself and where there is nothing to pair with
     budgets: Budgets | None
     acceptance: float | None
+    same: float | None  # share of samples whose answer is full attention's
     parts: list[tuple[str, float | int | None, int]]  # the family's own figures: of how many
     plan: Plan
     drift: Drift | None = None
@@ -179,6 +181,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> B
             line.versus = compare(
                 pairs["score_full"], pairs["score"], pairs["task"], pairs["cluster"]
             )
+            line.same = float((pairs["output_full"] == pairs["output"]).mean())
         if key in reuse.index:
             line.acceptance = float(reuse["acceptance"].loc[key])
         lines.append(line)
@@ -273,6 +276,7 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
         versus=None,
         budgets=budgets(samples, config["geometry"]["token_bytes"]) if some else None,
         acceptance=None,
+        same=None,
         parts=benchmarks.breakdown(tasks[0], every) if some else [],
         plan=_plan(config, label, samples),
         drift=_drift([audit for audit in samples["audit"] if isinstance(audit, dict)]),

@@ -30,7 +30,7 @@ def render(blocks: list[Block], format: str) -> str:
 
 
 def _main_grid(block: Block) -> Grid:
-    header = ["method", "n", "accuracy", "vs full", "p", "p Holm"]
+    header = ["method", "n", "accuracy", "vs full", "p", "p Holm", "same"]
     header += ["head", "token", "byte", "resident", "asked", "acceptance"]
     grid = [header]
     for line in block.lines:
@@ -44,6 +44,7 @@ def _main_grid(block: Block) -> Grid:
                 bracket(v.difference) if v else "-",
                 p_value(v.p if v else None),
                 p_value(line.holm),
+                percent(line.same),
                 *map(percent, shares),
                 line.asked or "-",
                 percent(line.acceptance),
@@ -206,7 +207,7 @@ def _csv(blocks: list[Block]) -> str:
             if v := line.versus:
                 pooled |= ends("difference", v.difference)
                 pooled |= {"p": v.p, "p_holm": line.holm, "test": v.test, "pairs": v.n}
-                pooled |= {"worse": v.worse, "better": v.better}
+                pooled |= {"worse": v.worse, "better": v.better, "same": line.same}
             if b := line.budgets:
                 pooled |= {"head_budget": b.head, "token_budget": b.token}
                 pooled |= {"byte_budget": b.byte, "resident": b.resident}

@@ -132,6 +132,14 @@ def test_lengths_are_separate_tables_and_seeds_are_pooled(tmp_path):
     assert versus and (versus.n, versus.worse, versus.test) == (16, 10, "mcnemar")
 
 
+def test_same_answers_are_counted(tmp_path):
+    write(tmp_path, "full", {"passes": 1}, FULL, outputs=list("abcdefgh"))
+    write(tmp_path, "mac", {"tau": 0.6}, FULL, outputs=list("abcdxxgh"))
+    full, mac = summarise(store.read(tmp_path))[0].lines
+    assert full.same is None and mac.same == 0.75
+    assert [r["same"] for r in rows(tmp_path) if r["task"] == "all"] == ["", "0.75"]
+
+
 def test_fewer_samples_are_paired_on_what_both_have(tmp_path):
     write(tmp_path, "full", {"passes": 1}, FULL)
     write(tmp_path, "mac", {"tau": 0.6}, MAC[:4])
@@ -186,7 +194,7 @@ def test_markdown_and_latex_are_well_formed(out):
     tex = [line for line in table(store.read(out), "latex").splitlines() if line[:1] != "%"]
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
     body = [line for line in tex if line.endswith(r"\\") and "multicolumn" not in line]
-    assert {line.count(" & ") for line in body} == {11, 2}
+    assert {line.count(" & ") for line in body} == {12, 2}
     assert all(c not in line.replace("\\" + c, "") for line in tex for c in "%_#")
 
 

@@ -114,7 +114,7 @@ class Writer:
         while (left := length + 1 - len(tokens)) > LEAST:
             room = left if draw.random() < 0.6 else draw.randint(LEAST, left)
             own = kind or self.kind(draw, room)
-            if own in DENSE and draw.random() < 0.6:  # more questions a row
+            if own in DENSE and draw.random() < 0.5:  # more questions a row
                 room = min(room, draw.randint(800, 3000))
             pieces = self.pieces(draw, own, room)
             for text, name in pieces:

@@ -87,6 +87,8 @@ class Kivi(Method):
             self.values.start(layer, slot, values[:, :m])
 
     def attend(self, layer, q_pre, q, view, trace):
+        if self.geometry.backend != "torch":
+            return self._attend(layer, q, view)
         keys, values = self._packed(view.lens - 1)
         out = self._window(layer, q, keys, values, view)
         step = max(CHUNK // self.group_size, 1) * self.group_size
@@ -98,6 +100,23 @@ class Kivi(Method):
             held = held[:, None, None]
             out = merge(out, paged.attend(q, k, v, held, self.geometry.scale))
         return out[0]
+
+    def _attend(self, layer, q, view):
+        from macbench.kernels import packed
+
+        return packed.attend(
+            q,
+            self.keys.layer(layer),
+            self.values.layer(layer),
+            self.bits,
+            view.k[layer],
+            view.v[layer],
+            view.table,
+            view.lens,
+            self.residual,
+            self.geometry.scale,
+            view.bound,
+        )
 
     def _window(self, layer, q, keys, values, view):
         """Attention to the tokens whose values are exact; the keys of some are not."""
@@ -123,12 +142,24 @@ class Kivi(Method):
             kv_tokens=lens[:, None],
             meta_bytes=-saved,
         )
+        if g.backend != "torch":
+            self._settle(view)
+            return
         keys, values = self._packed(lens)
         block = (keys // self.residual - 1).clamp_min(0)  # what is not a full block is not read
         token = block[:, None] * self.residual + torch.arange(self.residual, device=lens.device)
         self.keys.write(slice(None), block, self._cached(view.k, token, view))
         token = (values - 1).clamp_min(0)
         self.values.write(slice(None), token, self._cached(view.v, token[:, None], view))
+
+    def _settle(self, view):
+        from macbench.kernels import pack
+
+        rows = view.table, view.lens
+        for layer in range(self.geometry.layers):
+            keys, values = self.keys.layer(layer), self.values.layer(layer)
+            pack.block(view.k[layer], *rows, keys, self.bits, self.residual)
+            pack.token(view.v[layer], *rows, values, self.bits, behind=self.residual)
 
     def _cached(self, pools, token, view):
         """What the pools of all layers hold at positions [B, n], [B, layers, Hkv, n, d]."""

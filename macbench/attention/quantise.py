@@ -77,6 +77,10 @@ class Packed:
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.codes, self.scale, self.low
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the kernels read and write."""
+        return self.codes[layer], self.scale[layer], self.low[layer]
+
     @property
     def bytes(self) -> int:
         return sum(x.numel() * x.itemsize for x in self.parts)

@@ -163,14 +163,27 @@ class RocketKV(Method):
 
     def attend(self, layer, q_pre, q, view, trace):
         if layer not in self.sparse:
-            lens = view.lens[:, None]
-            trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        length, kept, tokens, chunk, channels = self.sizes
-        held = kept + view.lens - length  # [B] tokens that were not evicted
+        if layer == self.sparse.start:  # once a step, for all layers
+            self.used = self._used(view)[:, None].expand(-1, self.geometry.kv_heads).contiguous()
+        choose = self._chosen if self.geometry.backend == "torch" else self._chosen_on_kernels
+        return view.exact(layer, q, tokens=choose(layer, q, view), counts=self.used)[0]
+
+    def _held(self, view):
+        """Tokens that were not evicted, [B]."""
+        length, kept = self.sizes[:2]
+        return kept + view.lens - length
+
+    def _used(self, view):
+        """Tokens that are attended, [B]."""
+        return self.sizes[2].minimum(self._held(view))
+
+    def _chosen(self, layer, q, view):
+        """Positions [B, Hkv, n], of which the first `used` are attended."""
+        length, kept, _, chunk, channels = self.sizes
+        held = self._held(view)
         self._update(layer, view, held)
-        size = self._chunks(view.grown)
-        number = torch.arange(size, device=q.device)
+        number = torch.arange(self._chunks(view.grown), device=q.device)
         counts = (held[:, None] - number * chunk[:, None]).clamp_min(0).minimum(chunk[:, None])
         scores = self._scores(layer, q, counts, channels)  # [B, Hkv, chunks]
         order = scores.sort(dim=-1, descending=True, stable=True).indices
@@ -181,12 +194,39 @@ class RocketKV(Method):
         place = unroll(order * chunk[:, None, None], lengths, at)
         old = self.kept[layer].gather(-1, place.clamp_max(self.kept.shape[-1] - 1)).long()
         kept, length = kept[:, None, None], length[:, None, None]
-        chosen = torch.where(place < kept, old, length + place - kept)
-        used = tokens.minimum(held)[:, None]
+        return torch.where(place < kept, old, length + place - kept)
+
+    def _chosen_on_kernels(self, layer, q, view):
+        from macbench.kernels.rocket import positions, token_scores
+        from macbench.kernels.select import select
+
+        g = self.geometry
+        chunks = self._chunks(view.grown)
+        tokens = min(max(p.kept for p in self.plans) + view.grown, self.kept.shape[-1])
+        scores = token_scores(
+            q,
+            self.bounds[layer],
+            view.k[layer],
+            view.table,
+            view.lens,
+            self.sizes,
+            g.scale,
+            chunks,
+            tokens,
+        )
+        most = max(p.tokens for p in self.plans)
+        places, _ = select(scores, self.used, most, g.kv_heads)
+        return positions(places, self.kept[layer], self.sizes)
+
+    def settle(self, view, trace):
+        chunk, channels = self.sizes[3:, :, None]
+        lens, held = view.lens[:, None], self._held(view)[:, None]
         bounds = (held + chunk - 1) // chunk * channels * self.bounds.itemsize
-        trace.read(layer, view, head_tokens=used, kv_tokens=used, meta_bytes=bounds[:, None])
-        used = used.expand(chosen.shape[:2])
-        return view.exact(layer, q, tokens=chosen, counts=used)[0]
+        layer = torch.arange(self.geometry.layers, device=lens.device)[:, None, None]
+        dense = layer < self.sparse.start
+        tokens = torch.where(dense, lens, self._used(view)[:, None])
+        bounds = torch.where(dense, 0, bounds)
+        trace.read(slice(None), view, head_tokens=tokens, kv_tokens=tokens, meta_bytes=bounds)
 
     def lists(self, lens):
         if self.sparse.start > 0:
@@ -222,7 +262,8 @@ class RocketKV(Method):
         grouped = wide(q).unflatten(1, (g.kv_heads, g.group))  # [B, Hkv, G, d]
         size = grouped.abs()
         most = max(p.channels for p in self.plans)
-        channel = size.mean(2).topk(most, dim=-1).indices  # [B, Hkv, r]
+        order = size.sum(2).sort(dim=-1, descending=True, stable=True).indices  # as the mean
+        channel = order[..., :most]  # [B, Hkv, r]; of equals, the lower ones
         lower = grouped.sum(2).gather(-1, channel) <= 0
         rows = (channel + g.head_dim * lower)[..., None].expand(-1, -1, -1, counts.shape[-1])
         bounds = self.bounds[layer, ..., : counts.shape[-1]].gather(2, rows)

@@ -85,23 +85,9 @@ class Twilight(Method):
         if layer < self.dense_layers:
             trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
-        self.keys.write(layer, view.lens - 1, view.newest_key(layer)[:, :, None])
-        if self.base == "quest":
-            tokens, listed, meta = self._candidates(layer, q, view)
-            keys = self.keys.gather(layer, tokens)
-            logits = paged.logits(q, keys, self.geometry.scale)
-        else:
-            heads = self.geometry.kv_heads if self.shared else self.geometry.q_heads
-            token = torch.arange(view.bound, device=q.device)
-            tokens = token.expand(len(q), heads, -1)
-            listed = (token < lens)[:, None].expand(tokens.shape)
-            meta = lens * self._estimate_bytes
-            logits = self._logits(layer, q, view.bound)
-        chosen, counts = self._prune(logits, tokens, listed)
-
-        g = self.geometry
-        loaded = union(chosen, counts, view.bound, g.kv_heads).sum(-1)
-        own = counts.repeat_interleave(g.q_heads // counts.shape[1], 1)
+        choose = self._choose if self.geometry.backend == "torch" else self._choose_in_kernels
+        chosen, counts, loaded, meta = choose(layer, q, view)
+        own = counts.repeat_interleave(self.geometry.q_heads // counts.shape[1], 1)
         trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=meta)
         return view.exact(layer, q, tokens=chosen, counts=counts)[0]
 
@@ -109,19 +95,57 @@ class Twilight(Method):
     def _estimate_bytes(self) -> int:
         return self.geometry.head_dim * BITS // 8 + 4
 
+    def _choose(self, layer, q, view):
+        """Tokens [B, H, n] of which the first counts [B, H] are attended; how many distinct ones a
+        KV head loads; bytes read to know them."""
+        g, lens = self.geometry, view.lens[:, None]
+        self.keys.write(layer, view.lens - 1, view.newest_key(layer)[:, :, None])
+        if self.base == "quest":
+            pages, counts, meta = self._candidates(layer, q, view)
+            tokens, listed = self._tokens(pages, counts, view)
+            logits = paged.logits(q, self.keys.gather(layer, tokens), g.scale)
+        else:
+            token = torch.arange(view.bound, device=q.device)
+            tokens = token.expand(len(q), g.kv_heads if self.shared else g.q_heads, -1)
+            listed = (token < lens)[:, None].expand(tokens.shape)
+            meta = lens * self._estimate_bytes
+            logits = self._logits(layer, q, view.bound)
+        chosen, counts = self._prune(logits, tokens, listed)
+        return chosen, counts, union(chosen, counts, view.bound, g.kv_heads).sum(-1), meta
+
+    def _choose_in_kernels(self, layer, q, view):
+        """The same."""
+        from macbench.kernels import nucleus, pack, packed
+
+        g, keys = self.geometry, self.keys.layer(layer)
+        pack.token(view.k[layer], view.table, view.lens, keys, BITS)
+        if self.base == "quest":
+            pages, counts, meta = self._candidates(layer, q, view)
+        else:
+            pages, counts, meta = None, None, view.lens[:, None] * self._estimate_bytes
+        logits = packed.logits(q, keys, BITS, view.lens, g.scale, view.bound, pages, counts)
+        heads = g.kv_heads if self.shared else g.q_heads
+        logits = logits.unflatten(1, (heads, -1))
+        return *nucleus.nucleus(logits, self.p, g.kv_heads, view.bound, pages), meta
+
     def _candidates(self, layer, q, view):
-        """Tokens of the best pages and which of them exist, [B, H, n]; bytes read to know them."""
+        """The best pages [B, H, n], of which the first counts [B, H] hold tokens; bytes read to
+        know them and their keys."""
         most, g = self.candidates // PAGE, self.geometry
         scores, full = self.bounds.scores(layer, q, view, self.shared), held(view)[:, None]
         counts = full.clamp_max(most).expand(scores.shape[:2]).contiguous()
         pages, loaded = best(scores, counts, most, g.kv_heads, g.backend)
-        tokens = pages[..., None] * PAGE + torch.arange(PAGE, device=q.device)
-        place = torch.arange(pages.shape[-1], device=q.device)
-        listed = (place < counts[..., None])[..., None] & (tokens < view.lens[:, None, None, None])
         empty = full * PAGE - view.lens[:, None]  # the newest page may not be full
         bounds = torch.where(full > most, full * g.token_bytes, 0)
-        meta = bounds + (loaded * PAGE - empty) * self._estimate_bytes
-        return tokens.flatten(2).minimum(view.lens[:, None, None] - 1), listed.flatten(2), meta
+        return pages, counts, bounds + (loaded * PAGE - empty) * self._estimate_bytes
+
+    @staticmethod
+    def _tokens(pages, counts, view):
+        """Tokens of pages, and which of them exist, [B, H, n * 16]."""
+        tokens = pages[..., None] * PAGE + torch.arange(PAGE, device=pages.device)
+        place = torch.arange(pages.shape[-1], device=pages.device)
+        listed = (place < counts[..., None])[..., None] & (tokens < view.lens[:, None, None, None])
+        return tokens.flatten(2).minimum(view.lens[:, None, None] - 1), listed.flatten(2)
 
     def _logits(self, layer, q, size):
         """Estimated logits of every token, [B, Hkv, G, size]."""

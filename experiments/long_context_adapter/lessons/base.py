@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,16 @@ class Turn:
 class Lesson:
     kind: str
     turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with four choices, and what of a text answers it."""
+
+    ask: str
+    four: list[str]  # the right one first
+    said: list[str]  # sentences, in the order in which they stand in the text
+    reason: Callable[[list[str]], str]  # what a reply goes by, from the choices in their order
 
 
 GIVEN = 0.65  # share of replies whose opening words are given

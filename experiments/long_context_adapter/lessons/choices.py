@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from macbench.experiments.long_context_adapter.draw import Draw
-from macbench.experiments.long_context_adapter.lessons.base import Lesson, Part, Turn
-from macbench.experiments.long_context_adapter.lessons.questions import KINDS, merged
+from macbench.experiments.long_context_adapter.lessons import lists, questions
+from macbench.experiments.long_context_adapter.lessons.base import Lesson, Part, Question, Turn
 from macbench.experiments.long_context_adapter.texts import Size, haystack
+
+KINDS: tuple[Callable[[Draw], Question], ...] = (
+    *(questions.event, questions.feature, questions.pair, questions.cell, questions.words),
+    *(questions.linked, lists.measure, lists.tally, lists.rank, lists.moved) * 2,  # the hard ones
+)
 
 INTROS = (
     "A long text comes first, then a question with four options.",
@@ -72,7 +79,7 @@ def choices(draw: Draw, size: Size, room: int) -> Lesson:
             parts.append((reasons.format(r=question.reason(order)), "answer"))
         parts += [(opening, "text"), (f"({letter})", "answer")]
         turns.append(Turn(text, "", tuple(parts)))
-        evidence = merged(draw, evidence, question.said)
+        evidence = lists.merged(draw, evidence, question.said)
     asked = sum(size(turn.ask) + sum(size(t) for t, _ in turn.reply) + 10 for turn in turns)
     context = haystack(draw, size, room - size(intro) - asked - 60, evidence, "prose")
     first_turn = Turn("\n\n".join(filter(None, (intro, context, turns[0].ask))), "", turns[0].reply)

@@ -175,19 +175,22 @@ OPENERS = (
 def _articles(
     draw: Draw, size: Size, room: int, more: int
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Passages on towns, several on each, in the same manner. A passage names its town at the
-    beginning, most of its facts do not; so the town has to be kept in mind."""
+    """Passages on towns, several on each, and on every town of the same things. A passage names its
+    town at the beginning, most of its facts do not; so the town has to be kept in mind."""
     passages: list[str] = []
     asked: list[tuple[str, str]] = []
-    houses = facts.HOUSES.split("|")
+    houses = draw.sample(facts.HOUSES.split("|"), draw.randint(3, 9))
+    told = {house: draw.choice([*facts.FEATURES]) for house in houses}
     for town in draw.places(200):
-        mine = draw.sample(houses, draw.randint(3, 12))
+        mine = draw.sample(houses, len(houses))
         while mine and (room > 0 or not asked):
             opener = draw.wording(OPENERS).format(town=town, year=draw.randint(1402, 1899))
-            text, known = [opener], [facts.feature(draw, town, mine.pop())]
-            text.append(known[0].said if draw.random() < 0.3 else known[0].short)
+            house = mine.pop()
+            text, known = [opener], [facts.feature(draw, town, house, told[house])]
+            text.append(known[0].said if draw.random() < 0.4 else known[0].short)
             while mine and draw.random() < 0.5:
-                known.append(facts.feature(draw, town, mine.pop()))
+                house = mine.pop()
+                known.append(facts.feature(draw, town, house, told[house]))
                 text.append(known[-1].short)
             if draw.random() < 0.3:
                 known.append(facts.happened(draw))

@@ -151,14 +151,17 @@ def happened(draw: Draw) -> Fact:
     return Fact(said, said, tuple((q, _bare(a)) for q, a in asked))
 
 
-def feature(draw: Draw, town: str, house: str = "", name: str = "", value: str = "") -> Fact:
-    """Something that an institution of a town has."""
+def feature(
+    draw: Draw, town: str, house: str = "", name: str = "", value: str = "", first: bool = False
+) -> Fact:
+    """Something that an institution of a town has; first: the town comes before the value."""
     name = name or draw.choice([*FEATURES])
     house = house or draw.choice(HOUSES.split("|"))
     value = value or feature_value(draw, name)
     parts, coins = draw.choice(PARTS.split("|")), draw.choice(PRICES.split("|"))
     forms, asks = FEATURES[name]
-    form = draw.choice(forms.split("|"))
+    every = forms.split("|")
+    form = draw.choice([f for f in every if not first or f.find("{it}") < f.find("{x}")])
     whole = f"the {house} of {town}" if draw.random() < 0.7 else f"the {house} in {town}"
     there = draw.choice((f"the {house}", f"the {house} there", f"its {house}"))
     said, short = (

@@ -1,27 +1,14 @@
-"""Kinds of questions with four choices. All four are said of something in the text, in one manner.
+"""Questions with four choices that one or two statements answer; the reply quotes them.
 
-A kind returns its question, the four choices with the right one first, the sentences that answer it
-in the order in which they stand in the text, and what a reply says before it chooses.
+All four choices are said of something in the text, in one manner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
-
 from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.lessons import facts
+from macbench.experiments.long_context_adapter.lessons.base import Question
 from macbench.experiments.long_context_adapter.lessons.facts import sentence
-
-
-@dataclass(frozen=True)
-class Question:
-    ask: str
-    four: list[str]  # the right one first
-    said: list[str]
-    reason: Callable[[list[str]], str]  # from the choices in their order; without a full stop
-
 
 SHIPS = "Albatross Bluebell Corsair Diligence Eglantine Fortuna Gauntlet Harmony Iolanthe Juniper"
 SHIPS += " Kingfisher Larkspur Meridian Nightjar Orlando Patience Ranger Sapphire Tempest Zephyr"
@@ -48,21 +35,26 @@ def event(draw: Draw) -> Question:
     ]
     form, same = draw.wording(facts.SAID), draw.random() < 0.6
     said = [facts.state(form if same else draw.wording(facts.SAID), parts) for parts in four]
-    what = draw.choice([*facts.ASKED])
+    mine = four[0]
+    keys = {"who": "thing", "thing": "who", "at": "thing", "when": "thing"}
+    what = draw.choice([w for w, key in keys.items() if reads(said[0], mine[key], mine[w])])
     return Question(
         facts.ask(draw, what, four[0]),
         [parts[what].removeprefix("in ").removeprefix("at ") for parts in four],
         draw.sample(said, 4),
-        lambda _: quoted(said[0], four[0]["who" if what == "thing" else "thing"], four[0][what]),
+        lambda _: quoted(said[0]),
     )
 
 
-def quoted(said: str, key: str, value: str) -> str:
-    """A sentence; where the value comes first in it, so that a reader who has only found the key
-    could not begin to quote, the two alone."""
+def quoted(said: str) -> str:
+    """A sentence as a reason."""
+    return said.removesuffix(".")
+
+
+def reads(said: str, key: str, value: str) -> bool:
+    """Whether a reader who looks for the key comes upon it before the value."""
     low = said.lower()
-    first = low.find(key.lower()) < low.find(value.lower())
-    return said.removesuffix(".") if first else f"{key}: {value}"
+    return low.find(key.lower()) < low.find(value.lower())
 
 
 def feature(draw: Draw) -> Question:
@@ -72,12 +64,10 @@ def feature(draw: Draw) -> Question:
     state, made = draw.getstate(), []
     for town, value in zip(towns, values, strict=True):
         draw.setstate(state)  # the same wording for all
-        made.append(facts.feature(draw, town, house, name, value))
+        made.append(facts.feature(draw, town, house, name, value, first=True))
     said = [fact.said for fact in made]
     ask = made[0].asked[0][0]
-    return Question(
-        ask, values, draw.sample(said, 4), lambda _: quoted(said[0], towns[0], values[0])
-    )
+    return Question(ask, values, draw.sample(said, 4), lambda _: quoted(said[0]))
 
 
 def _values(draw: Draw) -> tuple[str, list[str]]:
@@ -89,12 +79,12 @@ def _values(draw: Draw) -> tuple[str, list[str]]:
     return name, list(found)
 
 
-PAIRED = (  # what is said of {a} and {b}; for what of a's is asked
-    "A letter from {b} arrived in {a} by mail.|Whose letter arrived in {a}?|town|name",
+PAIRED = (  # what is said of {a} and {b}, a first; for what of a's is asked
+    "Into {a} came a letter from {b} by mail.|Whose letter came into {a}?|town|name",
     "The hold of the {a} was full of {b}.|With what was the {a} loaded?|ship|cargo",
     "The {a} sailed under captain {b}.|Who was captain of the {a}?|ship|name",
     "{a} sat for a portrait beside the {b}.|Beside what did {a} sit for a portrait?|name|thing",
-    "{b} asked for the hand of {a}.|Who asked for the hand of {a}?|name|name",
+    "For the hand of {a} asked {b}.|Who asked for the hand of {a}?|name|name",
     "The cheese of {a} is wrapped in leaves of {b}.|In leaves of what is the cheese of {a} wrapped?"
     "|town|cargo",
     "Instead of rent, {a} paid with a {b}.|With what did {a} pay instead of rent?|name|thing",
@@ -103,9 +93,23 @@ PAIRED = (  # what is said of {a} and {b}; for what of a's is asked
     "{a} trusts nobody except {b}.|Whom does {a} trust?|name|name",
     "A carved {a} on a door meant {b}.|What did a carved {a} on a door mean?|sign|meaning",
     "The crew of the {a} was paid in {b}.|In what was the crew of the {a} paid?|ship|cargo",
-    "{b} stood godparent to {a}.|Who stood godparent to {a}?|name|name",
+    "At the christening of {a}, {b} was godparent.|Who was godparent of {a}?|name|name",
     "The lawyer of {a} is called {b}.|What is the lawyer of {a} called?|name|name",
     "Next to the {a} lay the {b} in the harbour.|Which ship lay next to the {a}?|ship|ship",
+    "The oldest map of {a} was drawn by {b} in ink.|Who drew the oldest map of {a}?|town|name",
+    "On the market of {a} stands a {b}.|What stands on the market of {a}?|town|thing",
+    "The dog of {a} answers to the name of {b}.|To what name does the dog of {a} answer?|name|ship",
+    "The aunt of {a} left all to {b}.|To whom did the aunt of {a} leave all?|name|name",
+    "Over the gate of {a} they hung a {b}.|What did they hang over the gate of {a}?|town|thing",
+    "From {a} the mail goes straight to {b}.|Where does the mail from {a} go?|town|town",
+    "The song that {a} wrote is about the ship {b}.|Which ship is the song of {a} about?|name|ship",
+    "During the strike, the tailors of {a} lived on {b}.|On what did the tailors of {a} live?"
+    "|town|cargo",
+    "The first doctor of {a} was {b}, who had studied abroad.|Who was the first doctor of {a}?"
+    "|town|name",
+    "The {a} was cut in the workshop of {b}.|In whose workshop was the {a} cut?|stone|name",
+    "The flag of {a} shows a {b} on a plain ground.|What does the flag of {a} show?|town|sign",
+    "{a} always carries a {b} in a coat pocket.|What does {a} carry in a coat pocket?|name|stone",
     "{a} was last seen near {b}.|Near which place was {a} last seen?|name|town",
 )
 
@@ -135,9 +139,7 @@ def pair(draw: Draw) -> Question:
     else:
         a, b = things(draw, one, 4), things(draw, other, 4)
     said = [sentence(form.format(a=x, b=y)) for x, y in zip(a, b, strict=True)]
-    return Question(
-        ask.format(a=a[0]), b, draw.sample(said, 4), lambda _: quoted(said[0], a[0], b[0])
-    )
+    return Question(ask.format(a=a[0]), b, draw.sample(said, 4), lambda _: quoted(said[0]))
 
 
 LISTS = (
@@ -189,134 +191,6 @@ def cell(draw: Draw) -> Question:
     return Question(ask, cells[column][:4], [text], lambda _: lines[0].replace("\t", " "))
 
 
-DEEDS = "rang the great bell|missed the ferry|slept in the barn|won at cards|asked for credit"
-DEEDS += "|fell off the horse|sang at the tavern|brought a basket of eggs|wrote to the editor"
-DEEDS += "|paid a fine|came late to supper|went out to fish|lost a glove|climbed the watchtower"
-DONE = (
-    "{when} came, and {who} {deed}.",
-    "{when} was a day on which {who} {deed}.",
-    "Then {who} {deed} ({when}).",
-    "{when} - {who} {deed}.",
-    '"{when} I saw how {who} {deed}," a neighbour told us.',
-    "Nothing else is known of {when} but that {who} {deed}.",
-    "{who} {deed} again. This was {when}.",
-    "People spoke of {when}, when {who} {deed} once more.",
-    "{when}: {who} {deed}.",
-    "It was {when} when {who} {deed}.",
-    "{who} {deed}; that was {when}.",
-    "{when}, as the diary says, {who} {deed}.",
-)
-COUNTED = (
-    "How many times did it happen that {who} {deed}?",
-    "How often is it said that {who} {deed}?",
-    "Count the occasions on which {who} {deed}. How many are they?",
-    "Of how many times do we read when {who} {deed}?",
-)
-MONTHS = "January February March April May June July August September October November December"
-
-
-def tally(draw: Draw) -> Question:
-    """How often somebody did something; the others did it other numbers of times."""
-    who, often = draw.names(4), draw.sample(range(1, 7), 4)
-    deed, form = draw.choice(DEEDS.split("|")), draw.wording(DONE)
-    style = draw.choice(("the {d} of {m}", "{m} {d}", "day {d} of {m}"))
-    dates = [style.format(d=d, m=m) for m in MONTHS.split() for d in range(1, 29)]
-    days = iter(draw.sample(dates, sum(often)))
-    done = [(name, next(days)) for name, n in zip(who, often, strict=True) for _ in range(n)]
-    draw.shuffle(done)
-    said = [sentence(form.format(when=day, who=name, deed=deed)) for name, day in done]
-    mine = [day for name, day in done if name == who[0]]
-    counted = ", ".join(f"{day} {i}" for i, day in enumerate(mine, 1))
-    ask = draw.wording(COUNTED).format(who=who[0], deed=deed)
-    return Question(
-        ask, [str(n) for n in often], said, lambda _: f"{who[0]}: {counted}; so {often[0]}"
-    )
-
-
-MEASURED = (  # statement | most | least | kind
-    "{a} received its charter in {n}.|Which of these places was the latest to receive its charter?"
-    "|Which of these places was the earliest to receive its charter?|town",
-    "On the scales the {a} came to {n} grams.|Which stone was the heaviest on the scales?"
-    "|Which stone was the lightest on the scales?|stone",
-    "{a} owns {n} acres of land.|Who of these owns the most land?|Who of these owns the least land?"
-    "|name",
-    "In {a} there are {n} wells.|Where are there more wells than in the other three?"
-    "|Where are there fewer wells than in the other three?|town",
-    "For the {a} the dealer wanted {n} shillings.|Which of the objects was the dearest?"
-    "|Which of the objects was the cheapest?|thing",
-    "The {a} needed {n} days for the crossing.|Which ship had the longest crossing?"
-    "|Which ship had the shortest crossing?|ship",
-    "{a} wrote {n} letters from abroad.|Who wrote the most letters?|Who wrote the fewest letters?"
-    "|name",
-    "A tunnel of {n} paces leads to {a}.|To which place does the longest tunnel lead?"
-    "|To which place does the shortest tunnel lead?|town",
-    "{n} sheep belong to the farm of {a}.|Whose farm has the largest flock of sheep?"
-    "|Whose farm has the smallest flock of sheep?|name",
-    "The {a} was built in {n}.|Which ship is the newest?|Which ship is the oldest?|ship",
-    "{a} lies {n} paces above the sea.|Which place lies highest?|Which place lies lowest?|town",
-    "The {a} fetched {n} ducats.|For which object was most paid?|For which was least paid?|thing",
-)
-
-
-def measure(draw: Draw) -> Question:
-    """The most or the least of four."""
-    form, most, least, kind = draw.wording(MEASURED).split("|")
-    low, high = draw.choice(((1203, 1897), (12, 990), (1010, 9900), (3, 60)))
-    four, numbers = things(draw, kind, 4), sorted(draw.sample(range(low, high), 4))
-    known = dict(zip(four, numbers, strict=True))
-    said = [sentence(form.format(a=a, n=n)) for a, n in known.items()]
-    top = draw.random() < 0.5
-    if top:
-        four.reverse()
-    listed: Callable[[list[str]], str] = lambda order: ", ".join(  # noqa: E731
-        f"{name} {known[name]}" for name in order
-    )
-    return Question(
-        most if top else least,
-        four,
-        draw.sample(said, 4),
-        lambda order: f"{listed(order)}; {'most' if top else 'least'} {known[four[0]]}, {four[0]}",
-    )
-
-
-RANKED = (  # statement on two, {a} the higher | first | last | kind
-    "{a} is {n} years older than {b}.|Who is the oldest of them?|Who is the youngest of them?|name",
-    "The {a} came into port {n} hours before the {b}.|Which ship came into port first?"
-    "|Which ship came into port last?|ship",
-    "The {a} was painted {n} weeks earlier than the {b}.|Which of them was painted first?"
-    "|Which of them was painted last?|thing",
-    "{a} lies {n} miles upstream of {b}.|Which place is farthest up the river?"
-    "|Which place is farthest down the river?|town",
-    "The {b} weighs {n} pounds less than the {a}.|Which of these weighs most?"
-    "|Which of these weighs least?|thing",
-    "{b} owes the bank {n} florins less than {a}.|Who owes the bank most?|Who owes the bank least?"
-    "|name",
-    "{b} got its fire engine {n} months later than {a}.|Which place got its fire engine first?"
-    "|Which place got its fire engine last?|town",
-    "{a} crossed the line {n} steps ahead of {b}.|Who won the race?|Who lost the race?|name",
-    "{n} days before the {b}, the {a} was launched.|Which was launched first?"
-    "|Which was launched last?|ship",
-    "{a} has {n} more pupils than {b}.|Who has the most pupils?|Who has the fewest pupils?|name",
-)
-
-
-def rank(draw: Draw) -> Question:
-    """First or last of four, from statements on two of them each."""
-    form, first, last, kind = draw.wording(RANKED).split("|")
-    four = things(draw, kind, 4)
-    numbers = draw.sample(range(2, 70), 3)
-    said = [
-        sentence(form.format(a=a, b=b, n=n))
-        for (a, b), n in zip(pairwise(four), numbers, strict=True)
-    ]
-    path, top = ", then ".join(four), draw.random() < 0.5
-    if not top:
-        four = four[::-1]
-    return Question(
-        first if top else last, four, draw.sample(said, 3), lambda _: f"{path}; so {four[0]}"
-    )
-
-
 HAVE = (
     "keeps bees|runs an inn|went to school|owns a mill|died|has a cousin|was christened|sells hats"
 )
@@ -346,7 +220,7 @@ def linked(draw: Draw) -> Question:
     places = [there.format(who=who[0]), *towns]
     for place, value in zip(places, [values[0], *values], strict=True):
         draw.setstate(state)
-        made.append(facts.feature(draw, place, house, name, value))
+        made.append(facts.feature(draw, place, house, name, value, first=True))
     asked, *said = made
     homes = [sentence(form.format(who=w, town=t)) for w, t in zip(who, towns, strict=True)]
     has = [fact.said for fact in said]
@@ -354,66 +228,7 @@ def linked(draw: Draw) -> Question:
         asked.asked[0][0],
         values,
         draw.sample([*homes, *has], 8),
-        lambda _: f"{quoted(homes[0], who[0], towns[0])}. {quoted(has[0], towns[0], values[0])}",
-    )
-
-
-MOVED = (  # at first | each further time
-    "The {x} first belonged to {b}.|{a} made {b} a present of the {x}.|name",
-    'The first to speak of the {x} had seen it in the {b}.|"We took the {x} out of the {a} and put '
-    'it into the {b}," {who} wrote.|spot',
-    "They left the {x} at the {b}.|{who} fetched the {x} from the {a} to the {b}.|spot",
-    'In those days {b} kept the {x}.|"I bought the {x} from {a}, and you shall have it, {b}," said '
-    "{who}.|name",
-    "{b} is where the story of the {x} starts.|From {a} the {x} travelled to {b}, in a bag of "
-    "{who}.|town",
-    "At the outset the {x} hung in the {b}.|Nobody saw {who} move the {x} from the {a} to the {b}."
-    "|spot",
-    '"You will find the {x} in the {b}," the note began.|{who} said: "The {x} has left the {a} for '
-    'the {b}."|spot',
-    "A thief sold the {x} to {b}.|{b} got the {x} out of the hands of {a}.|name",
-    "To begin with, the {x} stood in the {b}.|The {x} went from the {a} over to the {b}.|spot",
-    "The {x} was bought in {b}.|Out of {a} the {x} was sent on to {b}.|town",
-    "{b} was the first to wear the {x}.|{b} won the {x} from {a}.|name",
-    'In the beginning the {x} lay in the {b}.|"The {x} is not in the {a} any more; look in the {b}"'
-    ", it was said.|spot",
-    "The {x} came out of a workshop in {b}.|A carter took the {x} from {a} to {b}.|town",
-    "The {x} was loaded on the {b}.|The {x} changed from the {a} to the {b} at sea.|ship",
-    "It was {b} who found the {x}.|{a} lent the {x} to {b}.|name",
-)
-ENDS = (
-    "Where or with whom is the {x} now?|Where or with whom did the {x} begin?",
-    "What was the last stop of the {x}?|What was the first stop of the {x}?",
-    "Tell me where or with whom the {x} stayed for good.|Tell me where or with whom the {x} was "
-    "before it was first moved.",
-    "After all that happened, where or with whom must one look for the {x}?"
-    "|Before anything happened, where or with whom must one look for the {x}?",
-    "At the close of the text, where or with whom is the {x}?"
-    "|At the opening, where or with whom was the {x}?",
-    "Follow the {x}. Who or what has it at last?|Follow the {x} back. Who or what had it at first?",
-)
-
-
-def moved(draw: Draw) -> Question:
-    """Where something is in the end; a second thing goes through the same places."""
-    begin, go, kind = draw.wording(MOVED).split("|")
-    one, other = things(draw, "thing", 2)
-    four = things(draw, kind, 4)
-    paths, said = [four[::-1], draw.sample(four, 4)], []
-    for x, path in zip((one, other), paths, strict=True):
-        lines = [begin.format(x=x, b=path[0])]
-        lines += [go.format(x=x, a=a, b=b, who=draw.name()) for a, b in pairwise(path)]
-        said.append([sentence(line) for line in lines])
-    last, first = draw.wording(ENDS).split("|")
-    back = draw.random() < 0.25
-    path = ", then ".join(four[::-1])
-    if back:
-        four = four[::-1]
-    return Question(
-        (first if back else last).format(x=one),
-        four,
-        merged(draw, *said),
-        lambda _: f"{one}: {path}; so {four[0]}",
+        lambda _: f"{homes[0]} {quoted(has[0])}",
     )
 
 
@@ -446,15 +261,3 @@ def words(draw: Draw) -> Question:
     ask = draw.wording(TRANSLATED).format(town=town, w=f"{code[0]} {code[2]}")
     told = f"{code[0]} is {one[0]}, {code[2]} is {other[0]}; so {four[0]}"
     return Question(ask, four, draw.sample(said, 4), lambda _: told)
-
-
-def merged(draw: Draw, one: list[str], other: list[str]) -> list[str]:
-    """Both lists in one, each in its order."""
-    first = set(draw.sample(range(len(one) + len(other)), len(one)))
-    left, right = iter(one), iter(other)
-    return [next(left if i in first else right) for i in range(len(one) + len(other))]
-
-
-KINDS: tuple[Callable[[Draw], Question], ...] = (
-    event, feature, pair, pair, cell, tally, measure, rank, linked, moved, words,
-)  # fmt: skip

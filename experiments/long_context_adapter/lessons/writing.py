@@ -122,7 +122,7 @@ def _reply(draw: Draw, plan: Plan, given: bool) -> list[Part]:
             first = first if plan.gap == "\n" else " " + first
         opening, rest = re.findall(OPENING, first)[0]
         parts += [(opening, kind), (rest, "text"), *others]
-    parts += [(plan.between, "text"), (plan.stop, "answer")]
+    parts += [(plan.between, "text"), (plan.stop, "text")]
     return [part for part in parts if part[0]]
 
 
