@@ -201,8 +201,9 @@ class Evict:
 EVICT = [
     Evict(3, 2, 60, 40),
     Evict(2, 1, 60, 59),
+    Evict(2, 1, 3000, 2900),  # more than a block
     Evict(3, 2, 60, 40, 3),
-    Evict(2, 2, 3000, 2900, 1, True),  # more than a block
+    Evict(2, 2, 3000, 2900, 1, True),
     Evict(44, 3, 9, 5, 2),  # more lists than a program appends to
 ]
 
