@@ -31,7 +31,7 @@ import torch
 
 from macbench.attention.base import Method
 from macbench.attention.budget import check_share
-from macbench.attention.kmeans import cluster, means
+from macbench.attention import kmeans
 from macbench.attention.rng import uniform
 from macbench.attention.select import unroll
 from macbench.attention.summary import merge
@@ -172,13 +172,13 @@ class Multipole(Method):
             number = torch.arange(k, device=points.device)
             return (uniform(key, layer, head, position[..., :1], i, number) * n).long()
 
-        labels = cluster(points, seeds, iterations, again)
-        centres, counts = means(points, labels, k)
+        labels = kmeans.cluster(points, seeds, iterations, again)
+        centres, counts = kmeans.means(points, labels, k)
         order = labels.argsort(dim=-1, stable=True)
         members = position.expand(order.shape).gather(-1, order)
         if not self.replacement:
             return centres, counts, members
-        return centres, counts, members, means(wide(values), labels, k)[0]
+        return centres, counts, members, kmeans.means(wide(values), labels, k)[0]
 
     def attend(self, layer, q_pre, q, view, trace):
         size = self._far(view.bound - 1) * self.each
@@ -264,15 +264,20 @@ class Multipole(Method):
         self._grow(view)
 
     def _grow(self, view):
-        """Cluster the older half of a full buffer. It is done again at every step until the buffer
-        is full again, and comes out the same: shapes do not depend on lengths."""
+        """Cluster the older half of a full buffer. In torch it is done again at every step until
+        the buffer is full again, and comes out the same: shapes do not depend on lengths."""
         if all(self._far(n + view.grown) == self._far(n) for n in self.first):
             return
         far = self._far(view.lens)
         newest = (far - 1).clamp_min(0)
-        row = torch.arange(len(far), device=far.device)
         position = self.sink + newest[:, None] * self.interval
         position = position + torch.arange(self.interval, device=far.device)
+        if self.geometry.backend != "torch":
+            from macbench.kernels import cluster
+
+            if cluster.fits(self.interval, self.geometry.head_dim):
+                return self._grow_on_kernels(position, view)
+        row = torch.arange(len(far), device=far.device)
         listed = position.minimum(view.lens[:, None] - 1)[:, None]
         listed = listed.expand(-1, self.geometry.kv_heads, -1)
         keys, values = (  # [B, layers, Hkv, interval, d]
@@ -293,3 +298,31 @@ class Multipole(Method):
             where = grown.view(-1, *[1] * (new.dim() - 1))
             old = blocks[:, row, :, newest]
             blocks[:, row, :, newest] = torch.where(where, new.to(kept.dtype), old)
+
+    def _grow_on_kernels(self, position, view):
+        """position [B, interval] of the newest interval that is clustered, or is to be."""
+        from macbench.kernels.cluster import cluster
+
+        regime = self.regime[:, None].expand(position.shape)
+        turned = self.unrotate.turn(position.flatten(), regime.flatten())
+        cos, sin = (part.view(*position.shape, -1) for part in turned)
+        turn = cos, sin, self.unrotate.partner
+        for layer in range(self.geometry.layers):
+            cluster(
+                layer,
+                view.k[layer],
+                view.v[layer],
+                view.table,
+                view.lens,
+                self.prompted,
+                self.key,
+                turn,
+                self.keys[layer],
+                self.counts[layer],
+                self.members[layer],
+                self.values[layer] if self.replacement else None,
+                self.sink,
+                self.interval,
+                self.each,
+                LATER,
+            )
