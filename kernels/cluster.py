@@ -8,7 +8,6 @@ apart. Torch reference: `macbench.attention.multipole.Multipole._grow`.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -32,14 +31,6 @@ def _drawn(state, key):
     """The state of a draw with one more key, int64."""
     key = tl.zeros([1], tl.int64) + key
     return _mix((_mix(key & BITS) + state * 31 + 0x9E3779B) & BITS)
-
-
-@triton.jit
-def _nearest(points, centres, label, EACH: tl.constexpr):
-    """The label of each point's centre; of equals, the lower."""
-    product = tl.dot(points, tl.trans(centres), input_precision="ieee")
-    apart = tl.sum(centres * centres, 1)[None, :] - 2 * product
-    return tl.argmin(tl.where((label < EACH)[None, :], apart, float("inf")), 1)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -66,9 +57,8 @@ def _cluster(
     D: tl.constexpr,
     DIMS: tl.constexpr,  # powers of two, at least 16: of D,
     INTERVAL: tl.constexpr,
-    N: tl.constexpr,  # of INTERVAL
+    N: tl.constexpr,  # and of INTERVAL
     EACH: tl.constexpr,  # clusters
-    K: tl.constexpr,  # and of EACH
     ITERATIONS: tl.constexpr,
     VALUES: tl.constexpr,
     PAGE: tl.constexpr,
@@ -78,7 +68,7 @@ def _cluster(
     seen = tl.load(lens + row).to(tl.int32) - sink
     newest = seen // INTERVAL - 2
     if (seen % INTERVAL == 0) & (newest >= tl.load(prompted + row)):
-        token, dim, label = tl.arange(0, N), tl.arange(0, DIMS), tl.arange(0, K)
+        token, dim = tl.arange(0, N), tl.arange(0, DIMS)
         there = token < INTERVAL
         own = there[:, None] & (dim < D)[None, :]
         begin = sink + newest * INTERVAL
@@ -98,35 +88,42 @@ def _cluster(
         draw = tl.where(there, (_drawn(draw, position) >> 7).to(tl.int32), BITS)
         less = draw[None, :] < draw[:, None]
         less = less | ((draw[None, :] == draw[:, None]) & (token[None, :] < token[:, None]))
-        rank = tl.sum(less.to(tl.int32), 1)
-        chosen = (rank[None, :] == label[:, None]) & (label < EACH)[:, None]
-        centres = tl.dot(chosen.to(tl.float32), points, input_precision="ieee")
-        for i in range(ITERATIONS - 1):
-            nearest = _nearest(points, centres, label, EACH)
-            chosen = (nearest[None, :] == label[:, None]) & there[None, :]
-            count = tl.sum(chosen.to(tl.int32), 1)
-            share = (_drawn(_drawn(first, i), label) >> 7).to(tl.float32) / (1 << 24)
-            again = (share * INTERVAL).to(tl.int32)
-            lost = (count == 0)[:, None] & (token[None, :] == again[:, None])
-            sums = tl.dot((chosen | lost).to(tl.float32), points, input_precision="ieee")
-            centres = sums / tl.maximum(count, 1).to(tl.float32)[:, None]
+        label = tl.sum(less.to(tl.int32), 1)  # each seed is the one point of its cluster
+        for i in range(ITERATIONS):
+            best = tl.full([N], float("inf"), tl.float32)
+            nearest = tl.zeros([N], tl.int32)
+            for k in range(EACH):
+                mine = label == k
+                count = tl.sum(mine.to(tl.int32), 0)
+                share = (_drawn(_drawn(first, i - 1), k) >> 7).to(tl.float32) / (1 << 24)
+                mine = mine | ((count == 0) & (token == (share * INTERVAL).to(tl.int32)))
+                centre = tl.sum(tl.where(mine[:, None], points, 0.0), 0)
+                centre = centre / tl.maximum(count, 1).to(tl.float32)
+                # squared distances, less the square of the point
+                apart = tl.sum(centre * centre, 0) - 2 * tl.sum(points * centre[None, :], 1)
+                nearest = tl.where(apart < best, k, nearest)
+                best = tl.minimum(apart, best)
+            label = tl.where(there, nearest, EACH)
 
-        nearest = _nearest(points, centres, label, EACH)
-        chosen = (nearest[None, :] == label[:, None]) & there[None, :]
-        weight = chosen.to(tl.float32)
-        count = tl.sum(chosen.to(tl.int32), 1)
-        size = tl.maximum(count, 1).to(tl.float32)[:, None]
-        at = group.to(tl.int64) * room + newest * EACH + label
-        tl.store(counts + at, count, label < EACH)
-        at = at[:, None] * D + dim[None, :]
-        real = (label < EACH)[:, None] & (dim < D)[None, :]
-        mean = tl.dot(weight, tl.where(own, key, 0.0), input_precision="ieee") / size
-        tl.store(keys + at, mean, real)
+        value = key
         if VALUES:
             value = tl.load(v_pool + place + dim[None, :], own, 0.0).to(tl.float32)
-            tl.store(values + at, tl.dot(weight, value, input_precision="ieee") / size, real)
-        before = tl.cumsum(chosen.to(tl.int32), 1) - 1 + (tl.cumsum(count, 0) - count)[:, None]
-        order = tl.sum(tl.where(chosen, before, 0), 0)
+        begun = group.to(tl.int64) * room + newest * EACH
+        order = tl.zeros([N], tl.int32)
+        done = tl.full([], 0, tl.int32)
+        for k in range(EACH):
+            mine = label == k
+            count = tl.sum(mine.to(tl.int32), 0)
+            size = tl.maximum(count, 1).to(tl.float32)
+            tl.store(counts + begun + k, count)
+            at = (begun + k) * D + dim
+            mean = tl.sum(tl.where(mine[:, None], key, 0.0), 0) / size
+            tl.store(keys + at, mean, dim < D)
+            if VALUES:
+                mean = tl.sum(tl.where(mine[:, None], value, 0.0), 0) / size
+                tl.store(values + at, mean, dim < D)
+            order = tl.where(mine, done + tl.cumsum(mine.to(tl.int32), 0) - 1, order)
+            done += count
         at = group.to(tl.int64) * slots + newest * INTERVAL
         tl.store(members + at + order, position, there)
 
@@ -187,9 +184,8 @@ def cluster(
         INTERVAL=interval,
         N=max(16, power(interval)),
         EACH=each,
-        K=max(16, power(each)),
         ITERATIONS=iterations,
         VALUES=values is not None,
         PAGE=PAGE,
-        num_warps=8,
+        num_warps=8 if interval * d <= 2**13 else 16,
     )

@@ -28,7 +28,7 @@ PASSES = tl.constexpr(16)  # of two bits
 PLACES = 512  # of a list, written by a program
 CHUNK = 32  # clusters that are attended to at a time
 PROGRAMS = 396  # that attend to them, if lists are few
-PARTIALS = 32  # merged at a time
+PARTIALS = 2**11  # numbers of the partials that are merged at a time
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def _logits(
     D: tl.constexpr,
     DIMS: tl.constexpr,  # the next power of two, at least 16
     CLUSTERS: tl.constexpr,
+    PRECISION: tl.constexpr,  # of products in fp32: queries are turned in fp32
 ):
     block, group = tl.program_id(0), tl.program_id(1)
     row = group // HKV
@@ -89,7 +90,7 @@ def _logits(
 
     there = (count > 0)[:, None] & (dim < D)[None, :]
     key = tl.load(keys + place[:, None] * D + dim[None, :], there, 0.0).to(tl.float32)
-    logit = tl.dot(tile, tl.trans(key), input_precision="ieee") * scale
+    logit = tl.dot(tile, tl.trans(key), input_precision=PRECISION) * scale
     logit += tl.log(tl.maximum(count, 1).to(tl.float32))[None, :]
     logit = tl.where((count > 0)[None, :], logit, float("-inf"))
 
@@ -452,6 +453,7 @@ def choose(
         D=d,
         DIMS=dims,
         CLUSTERS=held,
+        PRECISION="ieee" if keys.dtype == torch.float32 else "tf32x3",
     )
     block = min(BLOCK, max(64, power(size)))
     _choose[(b * kv_heads,)](
@@ -554,7 +556,7 @@ def merge(exact: tuple[Tensor, Tensor], partials: tuple[Tensor, Tensor], like: T
         G=group,
         D=d,
         DIMS=dims,
-        S=min(PARTIALS, power(splits)),
+        S=min(PARTIALS // dims, power(splits)),
         num_warps=1,
     )
     return output

@@ -29,9 +29,9 @@ from typing import ClassVar
 
 import torch
 
+from macbench.attention import kmeans
 from macbench.attention.base import Method
 from macbench.attention.budget import check_share
-from macbench.attention import kmeans
 from macbench.attention.rng import uniform
 from macbench.attention.select import unroll
 from macbench.attention.summary import merge
