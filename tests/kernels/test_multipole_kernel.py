@@ -163,6 +163,17 @@ def attended(method, view, queries, backend: str):
 
 def wrong(case: Case, device: str = "cpu") -> str | None:
     method, view, *queries = state(case, device)
+    found = differs(method, view, queries)
+    if found:
+        return found
+    # as many tokens as a list has chosen of them still fit
+    near = view.lens - method._far(view.lens - 1) * INTERVAL
+    method.limit[:] = method.used[0, :, 0] - near
+    found = differs(method, view, queries)
+    return found and f"where the limit is reached: {found}"
+
+
+def differs(method, view, queries) -> str | None:
     # the torch method reads what it masks: no poison for it
     poisoned = method.keys, method.values, method.members
     method.keys, method.values = method.keys.nan_to_num(0), method.values.nan_to_num(0)
@@ -179,7 +190,8 @@ def wrong(case: Case, device: str = "cpu") -> str | None:
             return f"list {at} names a token twice"
     if not any(set(range(SINK, SINK + INTERVAL)) & set(listed) for listed in own):
         return "nothing was chosen"
-    close = {"rtol": 1e-4, "atol": 1e-5} if case.dtype == "float32" else {"rtol": 0, "atol": 0.02}
+    exact = method.geometry.dtype == torch.float32
+    close = {"rtol": 1e-4, "atol": 1e-5} if exact else {"rtol": 0, "atol": 0.02}
     torch.testing.assert_close(ours.to(want.dtype), want, **close)
     return None
 
@@ -259,7 +271,7 @@ def build() -> None:
     names = ("_logits", "_choose", "_read", "_merge")
     for case in BUILT:
         with triton_cases.recorded(*((multipole_module, name) for name in names)) as launches:
-            for rows in (SMALL, LONG):
+            for rows in (SMALL, LONG) if case is BUILT[0] else (SMALL,):
                 method, view, *queries = state(replace(case, rows=rows), "cpu")
                 method.geometry = replace(method.geometry, backend="triton")
                 view.exact = lambda layer, q, tokens, counts: (q, q[..., 0].float())
