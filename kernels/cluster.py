@@ -95,10 +95,12 @@ def _cluster(
             for k in range(EACH):
                 mine = label == k
                 count = tl.sum(mine.to(tl.int32), 0)
-                share = (_drawn(_drawn(first, i - 1), k) >> 7).to(tl.float32) / (1 << 24)
+                share = (_drawn(_drawn(first, i - 1), k) >> 7).to(tl.float32) * (1.0 / (1 << 24))
                 mine = mine | ((count == 0) & (token == (share * INTERVAL).to(tl.int32)))
                 centre = tl.sum(tl.where(mine[:, None], points, 0.0), 0)
-                centre = centre / tl.maximum(count, 1).to(tl.float32)
+                centre = tl.div_rn(
+                    centre, tl.maximum(count, 1).to(tl.float32) + tl.zeros_like(centre)
+                )
                 # squared distances, less the square of the point
                 apart = tl.sum(centre * centre, 0) - 2 * tl.sum(points * centre[None, :], 1)
                 nearest = tl.where(apart < best, k, nearest)

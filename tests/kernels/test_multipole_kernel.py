@@ -99,14 +99,15 @@ def state(case: Case, device: str):
     There are few kinds of clusters, of whose keys and queries all products and sums are exact: so
     scores are the same or far apart, whatever rounds how. What no cluster holds yet is poison.
     """
-    draw = torch.Generator(device).manual_seed(0)
+    draw = torch.Generator().manual_seed(0)  # what is chosen is the same on every device
+    fill = torch.Generator(device).manual_seed(0)
     dtype = getattr(torch, case.dtype)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=draw, device=device).to(dtype)
+        return torch.randn(shape, generator=fill, device=device).to(dtype)
 
     def eighths(*shape: int) -> torch.Tensor:
-        return (torch.randint(-12, 13, shape, generator=draw, device=device) / 8).to(dtype)
+        return (torch.randint(-12, 13, shape, generator=draw) / 8).to(device, dtype)
 
     rows, heads, d = len(case.rows), case.kv_heads, case.d
     lens = torch.tensor([n for n, _ in case.rows], device=device)
@@ -121,8 +122,8 @@ def state(case: Case, device: str):
     method.turn[:] = torch.stack(method.unrotate.turn(method.query, method.regime))
     room = method.keys.shape[3]
     # pairs of clusters: their keys, and how many of their tokens the first has, even all of them
-    which = torch.randint(KINDS, (rows, heads, room // 2), generator=draw, device=device)
-    part = torch.randint(1, 2 * PER_CLUSTER + 1, (KINDS,), generator=draw, device=device)
+    which = torch.randint(KINDS, (rows, heads, room // 2), generator=draw).to(device)
+    part = torch.randint(1, 2 * PER_CLUSTER + 1, (KINDS,), generator=draw).to(device)
     counts = torch.stack((part, 2 * PER_CLUSTER - part), 1)
     method.keys[0] = eighths(KINDS, 2, d)[which].flatten(2, 3)
     method.counts[0] = counts[which].flatten(2, 3)
@@ -135,10 +136,10 @@ def state(case: Case, device: str):
         method.values[:, row, :, clusters:] = torch.nan
         method.counts[:, row, :, clusters:] = 7
         for head in range(heads):
-            order = torch.randperm(tokens, generator=draw, device=device)
+            order = torch.randperm(tokens, generator=draw).to(device)
             method.members[0, row, head, :tokens] = SINK + order
     pages = -(-longest // PAGE)
-    table = torch.randperm(rows * pages, generator=draw, device=device).view(rows, pages)
+    table = torch.randperm(rows * pages, generator=draw).to(device).view(rows, pages)
     k, v = ([normal(rows * pages, heads, PAGE, d)] for _ in range(2))
     seen = {}
 
@@ -216,7 +217,7 @@ def wrong_decode(knobs: dict) -> str | None:
 
 def buffered(case: Buffer, device: str):
     """A method whose rows' buffers are full, one interval more or less, and not quite; its view."""
-    draw = torch.Generator(device).manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
     lens = torch.tensor([case.sink + n * case.interval for n in (2, 3, 5, 5)], device=device)
     lens[3] -= 1
     rows, heads, d, longest = len(lens), case.kv_heads, case.d, int(lens.max())
@@ -230,14 +231,14 @@ def buffered(case: Buffer, device: str):
     method.key[:] = torch.arange(rows) * 12345
     method.regime[:] = torch.arange(rows) % 2
     pages = -(-longest // PAGE)
-    table = torch.randperm(rows * pages, generator=draw, device=device).view(rows, pages)
+    table = torch.randperm(rows * pages, generator=draw).to(device).view(rows, pages)
     # of few kinds, so that seeds are equal and centres lose all their points; means are exact
-    kinds = torch.randint(-12, 13, (case.kinds, heads, d), generator=draw, device=device) / 8
-    which = torch.randint(case.kinds, (2, rows, pages * PAGE), generator=draw, device=device)
+    kinds = torch.randint(-12, 13, (case.kinds, heads, d), generator=draw).to(device) / 8
+    which = torch.randint(case.kinds, (2, rows, pages * PAGE), generator=draw).to(device)
     position = torch.arange(pages * PAGE, device=device).expand(which.shape)
     k = quarters(kinds[which].flatten(0, 2), position.flatten()).to(dtype)
     k = k.view(2, rows, pages, PAGE, heads, d).transpose(3, 4)
-    pools = torch.randn(2, 2, rows * pages, heads, PAGE, d, generator=draw, device=device)
+    pools = torch.randn(2, 2, rows * pages, heads, PAGE, d, generator=draw).to(device)
     k_pool, v = pools.to(dtype)
     k_pool[:, table] = k
     view = SimpleNamespace(k=k_pool, v=v, table=table, lens=lens, grown=longest)
