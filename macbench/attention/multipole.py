@@ -125,7 +125,7 @@ class Multipole(Method):
         # the turn of a row's queries, for the kernels, and the tokens that a step attends to
         self.turn = torch.zeros(2, slots, d, dtype=torch.float32, device=device)
         self.used = torch.zeros(lead, dtype=torch.int64, device=device)
-        held = (self.keys, self.values, self.counts, self.members)
+        held = (self.keys, self.values, self.counts, self.members, self.turn, self.used)
         return sum(x.numel() * x.itemsize for x in held) // slots
 
     def begin(self, layer, slot, prompt, view):
