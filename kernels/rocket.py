@@ -82,7 +82,7 @@ def _logits(
     there = used[:, None] & (count > 0)[None, :]
     bound = tl.load(base + place[:, None] + chunk[None, :], there, 0.0)
     newest = (held - 1) // width
-    if (newest >= block * CHUNKS) & (newest < (block + 1) * CHUNKS):
+    if (newest >= block * CHUNKS) & (newest < tl.minimum((block + 1) * CHUNKS, room)):
         position = tl.load(lens + row).to(tl.int32) - 1
         page = tl.load(table + row * M + position // PAGE).to(tl.int64)
         place = ((page * HKV + head) * PAGE + position % PAGE) * D + dim

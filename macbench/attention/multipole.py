@@ -29,9 +29,9 @@ from typing import ClassVar
 
 import torch
 
+from macbench.attention import kmeans
 from macbench.attention.base import Method
 from macbench.attention.budget import check_share
-from macbench.attention.kmeans import cluster, means
 from macbench.attention.rng import uniform
 from macbench.attention.select import unroll
 from macbench.attention.summary import merge
@@ -122,7 +122,10 @@ class Multipole(Method):
         self.unrotate = Unrotate(geometry)
         self.query = torch.zeros(slots, dtype=torch.int64, device=device)
         self.regime = torch.zeros(slots, dtype=torch.int64, device=device)
-        held = (self.keys, self.values, self.counts, self.members)
+        # the turn of a row's queries, for the kernels, and the tokens that a step attends to
+        self.turn = torch.zeros(2, slots, d, dtype=torch.float32, device=device)
+        self.used = torch.zeros(lead, dtype=torch.int64, device=device)
+        held = (self.keys, self.values, self.counts, self.members, self.turn, self.used)
         return sum(x.numel() * x.itemsize for x in held) // slots
 
     def begin(self, layer, slot, prompt, view):
@@ -134,6 +137,8 @@ class Multipole(Method):
             self.limit[slot], self.prompted[slot] = self.most[slot], far
             self.first[slot], self.key[slot] = prompt.length, prompt.key
             self.query[slot], self.regime[slot] = min(QUERY, prompt.original), prompt.regime
+            turn = self.unrotate.turn(self.query[slot, None], self.regime[slot, None])
+            self.turn[:, slot] = torch.cat(turn)
         if not far:
             return
         keys, values = view.prompt(layer, slot, prompt.length)
@@ -167,37 +172,56 @@ class Multipole(Method):
             number = torch.arange(k, device=points.device)
             return (uniform(key, layer, head, position[..., :1], i, number) * n).long()
 
-        labels = cluster(points, seeds, iterations, again)
-        centres, counts = means(points, labels, k)
+        labels = kmeans.cluster(points, seeds, iterations, again)
+        centres, counts = kmeans.means(points, labels, k)
         order = labels.argsort(dim=-1, stable=True)
         members = position.expand(order.shape).gather(-1, order)
         if not self.replacement:
             return centres, counts, members
-        return centres, counts, members, means(wide(values), labels, k)[0]
+        return centres, counts, members, kmeans.means(wide(values), labels, k)[0]
 
     def attend(self, layer, q_pre, q, view, trace):
-        g, lens = self.geometry, view.lens
-        far = self._far(lens - 1)  # [B] intervals clustered before this token came
         size = self._far(view.bound - 1) * self.each
         if size == 0:
-            trace.read(layer, view, head_tokens=lens[:, None], kv_tokens=lens[:, None])
+            self.used[layer] = view.lens[:, None]
             return view.exact(layer, q)[0]
+        if self.geometry.backend != "torch":
+            return self._attend_on_kernels(layer, q_pre, q, view, size)
+        far = self._far(view.lens - 1)  # [B] intervals clustered before this token came
         counts = self.counts[layer, ..., :size].long()
         number = torch.arange(size, device=q.device)
         counts = counts.masked_fill(number >= self.each * far[:, None, None], 0)
         logits = self._logits(layer, q_pre, counts)
         chosen, order = self._choose(logits, counts)
         lengths = (counts * chosen).gather(-1, order)
-        exact, used = self._exact(layer, q, far, counts, order, lengths, view)
-        meta = far[:, None] * self.each * self._cluster_bytes(g)
-        own = used.repeat_interleave(g.group, 1)
-        trace.read(layer, view, head_tokens=own, kv_tokens=used, meta_bytes=meta)
+        exact = self._exact(layer, q, far, counts, order, lengths, view)
         if not self.replacement:
             return exact[0]
         rest = ((counts > 0) & ~chosen)[:, :, None]
         values = wide(self.values[layer, :, :, :size])
         out, lse = paged.softmax_attend(logits, rest.expand(logits.shape), values)
         return merge(exact, (out.flatten(1, 2), lse.flatten(1, 2)))[0]
+
+    def _attend_on_kernels(self, layer, q_pre, q, view, size):
+        from macbench.kernels import multipole
+
+        sizes = multipole.Sizes(self.sink, self.interval, self.each)
+        used, scale = self.used[layer], self.geometry.scale
+        turn = (*self.turn, self.unrotate.partner)
+        keys, counts, lens = self.keys[layer], self.counts[layer], view.lens
+        choice = multipole.choose(
+            q_pre, turn, keys, counts, lens, self.limit, used, sizes, scale, size
+        )
+        values = self.values[layer] if self.replacement else None
+        width = self._width(view)
+        tokens, rest = multipole.read(choice, self.members[layer], values, lens, sizes, width)
+        exact = view.exact(layer, q, tokens=tokens, counts=used)
+        return exact[0] if rest is None else multipole.merge(exact, rest, q)
+
+    def _width(self, view):
+        """Tokens that a row attends to exactly, at most."""
+        clustered = self._far(view.bound - 1) * self.interval
+        return self.sink + 2 * self.interval + min(max(self.most), clustered)
 
     def _logits(self, layer, q_pre, counts):
         """log n_i + l_i: each cluster as one entry, [B, Hkv, G, clusters]; -inf of empty ones."""
@@ -222,9 +246,7 @@ class Multipole(Method):
     def _exact(self, layer, q, far, counts, order, lengths, view):
         """Sinks, buffer and the first lengths [B, Hkv, clusters] tokens of ordered clusters."""
         near = view.lens - far * self.interval  # [B] sinks and buffer
-        width = self.sink + 2 * self.interval
-        width += min(max(self.most), self._far(view.bound - 1) * self.interval)
-        place = torch.arange(width, device=q.device)
+        place = torch.arange(self._width(view), device=q.device)
         starts = (counts.cumsum(-1) - counts).gather(-1, order)
         at = (place - near[:, None])[:, None].expand(*order.shape[:2], -1)
         member = unroll(starts, lengths, at).clamp_max(self.members.shape[-1] - 1)
@@ -232,19 +254,30 @@ class Multipole(Method):
         first = torch.where(place < self.sink, place, place + far[:, None] * self.interval)
         tokens = torch.where(at < 0, first[:, None], listed)
         tokens = tokens.minimum(view.lens[:, None, None] - 1)
-        used = near[:, None] + lengths.sum(-1)
-        return view.exact(layer, q, tokens=tokens, counts=used), used
+        used = self.used[layer] = near[:, None] + lengths.sum(-1)
+        return view.exact(layer, q, tokens=tokens, counts=used)
 
     def settle(self, view, trace):
-        """Cluster the older half of a full buffer. It is done again at every step until the buffer
-        is full again, and comes out the same: shapes do not depend on lengths."""
+        meta = self._far(view.lens - 1)[:, None] * self.each * self._cluster_bytes(self.geometry)
+        own = self.used.repeat_interleave(self.geometry.group, 2)
+        trace.read(slice(None), view, head_tokens=own, kv_tokens=self.used, meta_bytes=meta)
+        self._grow(view)
+
+    def _grow(self, view):
+        """Cluster the older half of a full buffer. In torch it is done again at every step until
+        the buffer is full again, and comes out the same: shapes do not depend on lengths."""
         if all(self._far(n + view.grown) == self._far(n) for n in self.first):
             return
         far = self._far(view.lens)
         newest = (far - 1).clamp_min(0)
-        row = torch.arange(len(far), device=far.device)
         position = self.sink + newest[:, None] * self.interval
         position = position + torch.arange(self.interval, device=far.device)
+        if self.geometry.backend != "torch":
+            from macbench.kernels import cluster
+
+            if cluster.fits(self.interval, self.geometry.head_dim):
+                return self._grow_on_kernels(position, view)
+        row = torch.arange(len(far), device=far.device)
         listed = position.minimum(view.lens[:, None] - 1)[:, None]
         listed = listed.expand(-1, self.geometry.kv_heads, -1)
         keys, values = (  # [B, layers, Hkv, interval, d]
@@ -265,3 +298,31 @@ class Multipole(Method):
             where = grown.view(-1, *[1] * (new.dim() - 1))
             old = blocks[:, row, :, newest]
             blocks[:, row, :, newest] = torch.where(where, new.to(kept.dtype), old)
+
+    def _grow_on_kernels(self, position, view):
+        """position [B, interval] of the newest interval that is clustered, or is to be."""
+        from macbench.kernels.cluster import cluster
+
+        regime = self.regime[:, None].expand(position.shape)
+        turned = self.unrotate.turn(position.flatten(), regime.flatten())
+        cos, sin = (part.view(*position.shape, -1) for part in turned)
+        turn = cos, sin, self.unrotate.partner
+        for layer in range(self.geometry.layers):
+            cluster(
+                layer,
+                view.k[layer],
+                view.v[layer],
+                view.table,
+                view.lens,
+                self.prompted,
+                self.key,
+                turn,
+                self.keys[layer],
+                self.counts[layer],
+                self.members[layer],
+                self.values[layer] if self.replacement else None,
+                self.sink,
+                self.interval,
+                self.each,
+                LATER,
+            )

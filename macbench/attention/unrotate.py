@@ -29,13 +29,17 @@ class Unrotate:
         self.probe = (channel <= self.partner).to(exact)  # the first of every pair, which goes …
         self.sign = torch.where(channel < self.partner, 1, -1) * (channel != self.partner)
 
+    def turn(self, positions: Tensor, regimes: Tensor) -> tuple[Tensor, Tensor]:
+        """What rotates to positions [n] in regimes [n]: cos and sin [n, d] for which x goes to
+        cos * x - sin * x[partner]."""
+        turned = self.rotate(self.probe.expand(len(positions), 1, -1), positions, regimes)[:, 0]
+        return turned[:, self.first], turned[:, self.second] * self.sign  # … to cos of it and sin
+
     def __call__(self, x: Tensor, positions: Tensor, regimes: Tensor) -> Tensor:
         """x [..., n, d], rotated at positions that broadcast to [..., n] in regimes that broadcast
         to those -> as rotated to position 0 (fp32)."""
-        flat, regime = positions.flatten(), regimes.expand(positions.shape).flatten()
-        turned = self.rotate(self.probe.expand(len(flat), 1, -1), flat, regime)
-        turned = turned.view(*positions.shape, -1)
-        cos, sin = turned[..., self.first], turned[..., self.second]  # … to cos of it and sin
-        sin = sin * self.sign
+        regime = regimes.expand(positions.shape).flatten()
+        turn = self.turn(positions.flatten(), regime)
+        cos, sin = (part.view(*positions.shape, -1) for part in turn)
         x = wide(x)
         return (cos * x + sin * x[..., self.partner]) / (cos.square() + sin.square()).sqrt()

@@ -117,11 +117,13 @@ def build(
             outs = []
             for m in range(len(methods)):
                 part = slice(m * slots, (m + 1) * slots)
-                out = own = q[part, 0]
-                if m in active:  # else what comes out is never used
+                own = q[part, 0]
+                if m in active:
                     out = methods[m].attend(layer, q_pre[part, 0], own, forks[m], traces[m])
                     if audit is not None:
                         audit.compare(layer, own, out, forks[m], traces[m])
+                else:  # never used, but written to the cache, where all must be finite
+                    out = torch.zeros_like(own)
                 outs.append(out.to(q.dtype))
             return (outs[0] if len(outs) == 1 else torch.cat(outs))[:, None]
 
@@ -156,10 +158,10 @@ def decode(
     """Decode until every row has stopped, at most the loop's steps; tokens, [R, steps done].
 
     On a card the second step is captured as a CUDA graph and replayed from then on, where model and
-    methods allow it; it is captured again without the methods whose rows have all stopped. Steps
-    that the audit compares run eagerly. After every `every` steps (0:
-    never) `pause` is called with the tokens sampled so far; it may wait for the device and must
-    leave rows and methods alone. `ended` gets them, too, wherever the host looks at the rows, and
+    methods allow it; it is captured again once the rows of half of its methods have all stopped.
+    Steps that the audit compares run eagerly. After every `every` steps (0: never) `pause` is
+    called with the tokens sampled so far; it may wait for the device and must leave rows and
+    methods alone. `ended` gets them, too, wherever the host looks at the rows, and
     names rows that are to stop.
     """
     rows, methods, steps = loop.rows, loop.methods, loop.sampled.shape[1]
@@ -177,7 +179,8 @@ def decode(
             active = [m for m, alive in enumerate(living) if alive]
             if not active:
                 return loop.sampled[:, :done]
-            if active != loop.active:
+            # a capture takes as long as many steps: once half of the methods are through
+            if active != loop.active and (not capture or 2 * len(active) <= len(loop.active)):
                 loop.active[:] = active
                 replay = loop.step
         if pause is not None and every and done and done % every == 0:

@@ -308,16 +308,17 @@ def labelled(case: Labels, device: str):
     table = torch.randperm(3 * pages, generator=draw).view(3, pages)
     lens = torch.tensor([case.size, case.size // 2 // 16 * 16 + 4, 1])
     channels = torch.rand(3, heads, case.d, generator=draw).argsort(-1)[..., : case.r].contiguous()
-    q, keys, table, lens, channels = (x.to(device) for x in (q, keys, table, lens, channels))
     lying = keys[table].transpose(1, 2).flatten(2, 3)  # [3, Hkv, T, d]
     own = lying.gather(-1, channels[:, :, None].expand(-1, -1, lying.shape[2], -1))
     g = replace(problem().geometry, layers=1, kv_heads=heads, dtype=dtype, device=lying.device)
     packed = None
-    if case.bits < 16:
+    if case.bits < 16:  # on the CPU: torch on a card rounds a division by a constant differently
         packed = Packed.zeros(g, 3, lying.shape[2], case.r, case.bits, (1, case.r))
         for row in range(3):
             packed.start(0, row, own[row])
-    return q, keys, table, lens, channels, own, packed
+        codes, scale, low = (part.to(device) for part in packed.parts)
+        packed = replace(packed, codes=codes, scale=scale, low=low)
+    return *(x.to(device) for x in (q, keys, table, lens, channels, own)), packed
 
 
 def parts_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
