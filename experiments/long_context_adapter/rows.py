@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter.draw import Draw
 from macbench.experiments.long_context_adapter.lessons.base import Lesson, Turn
 from macbench.experiments.long_context_adapter.lessons.choices import choices
@@ -62,6 +63,11 @@ class Frame:
         to_reply, rest = rest.split("\u2402b")
         to_next, _ = rest.split("\u2402c")
         end = tokenizer.eos_token
+        if not end or not to_next.startswith(end):
+            raise MacbenchError(
+                f"the chat template does not end a reply with the tokenizer's eos_token, {end!r}, "
+                "so nothing would teach a model to stop; take a tokenizer whose two agree."
+            )
         return cls(opening, to_reply, end, to_next.removeprefix(end))
 
 

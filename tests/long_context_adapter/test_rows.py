@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter.draw import FIRST, LAST, Draw
 from macbench.experiments.long_context_adapter.lessons import (
     choices,
@@ -24,6 +26,7 @@ from macbench.experiments.long_context_adapter.rows import (
     KINDS,
     MAKERS,
     PLAIN,
+    Frame,
     Writer,
     positions,
 )
@@ -53,6 +56,14 @@ def test_a_lesson_word_by_word(writer):
     )
     assert [text for text, name in pieces if name == "answer"] == [" 12<|e|>"]
     assert [text for text, name in pieces if name == "text"] == ["No.<|e|>"]
+
+
+def test_a_frame_needs_the_token_that_ends_a_reply(tokenizer):
+    assert Frame.of(tokenizer).end == "<|e|>"
+    wrong = copy.deepcopy(tokenizer)
+    wrong.eos_token = "<|s|>"  # what opens a turn
+    with pytest.raises(MacbenchError, match="does not end a reply with"):
+        Frame.of(wrong)
 
 
 @pytest.mark.parametrize("kind", [*MAKERS, PLAIN])

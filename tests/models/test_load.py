@@ -39,7 +39,7 @@ def test_local_folder(zoo, folder):
         theirs = zoo.tiny("qwen3", vocab_size=400)(input_ids=tokens).logits
     assert (zoo.runner(model, [20]).feed(tokens) - theirs).abs().max() < 1e-5
     assert model.text.render("hi", " x") == "<bos><user>hi<end><assistant> x"
-    assert model.stop_ids == (2, 5)
+    assert model.stop_ids == (0, 2, 5)  # <bos> opens the template
     assert (model.vocab, model.max_length) == (400, 512)
     assert model.geometry.dtype == torch.float32
 

@@ -34,7 +34,8 @@ def test_what_it_is(embedded):
     shape = embedded.geometry
     assert (shape.layers, shape.q_heads, shape.kv_heads, shape.head_dim) == (30, 9, 3, 64)
     assert embedded.max_length == 8192
-    assert embedded.stop_ids == (2,)
+    assert embedded.stop_ids == (1, 2)  # opens a turn, ends it
+    assert embedded.text.tokenizer.eos_token == "<|im_end|>"
     assert embedded.weights == f"sha256:{smollm2.GGUF_SHA256}"
     assert any("4-bit quantised release" in note for note in embedded.notes)
 
