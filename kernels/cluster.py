@@ -12,25 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from macbench.kernels.draws import BITS, drawn
 from macbench.kernels.paged import PAGE
 from macbench.kernels.workspace import power
 
 ROOM = 2**15  # numbers that a program holds of an interval
-BITS = tl.constexpr(2**31 - 1)
-
-
-@triton.jit
-def _mix(x):
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & BITS
-    x = ((x ^ (x >> 15)) * 0x119DE1F3) & BITS
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _drawn(state, key):
-    """The state of a draw with one more key, int64."""
-    key = tl.zeros([1], tl.int64) + key
-    return _mix((_mix(key & BITS) + state * 31 + 0x9E3779B) & BITS)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -83,9 +69,9 @@ def _cluster(
         key = (c * key + s * swapped) / tl.sqrt(c * c + s * s)
         points = tl.where(own, key - (tl.sum(key, 0) / INTERVAL)[None, :], 0.0)
 
-        draw = _drawn(_drawn(_drawn(tl.zeros([1], tl.int64), tl.load(seeds + row)), layer), head)
-        first = _drawn(draw, begin)
-        draw = tl.where(there, (_drawn(draw, position) >> 7).to(tl.int32), BITS)
+        draw = drawn(drawn(drawn(tl.zeros([1], tl.int64), tl.load(seeds + row)), layer), head)
+        first = drawn(draw, begin)
+        draw = tl.where(there, (drawn(draw, position) >> 7).to(tl.int32), BITS)
         less = draw[None, :] < draw[:, None]
         less = less | ((draw[None, :] == draw[:, None]) & (token[None, :] < token[:, None]))
         label = tl.sum(less.to(tl.int32), 1)  # each seed is the one point of its cluster
@@ -95,7 +81,7 @@ def _cluster(
             for k in range(EACH):
                 mine = label == k
                 count = tl.sum(mine.to(tl.int32), 0)
-                share = (_drawn(_drawn(first, i - 1), k) >> 7).to(tl.float32) * (1.0 / (1 << 24))
+                share = (drawn(drawn(first, i - 1), k) >> 7).to(tl.float32) * (1.0 / (1 << 24))
                 mine = mine | ((count == 0) & (token == (share * INTERVAL).to(tl.int32)))
                 centre = tl.sum(tl.where(mine[:, None], points, 0.0), 0)
                 centre = tl.div_rn(

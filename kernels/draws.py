@@ -1,4 +1,4 @@
-"""The random control's draws in one Triton launch: a hashed number per token and KV head.
+"""Hashed numbers in Triton, and the random control's draws: one per token and KV head, one launch.
 
 The numbers are those of `macbench.attention.rng.uniform` to the last bit, the torch reference.
 """
@@ -23,8 +23,10 @@ def _mix(x):
 
 
 @triton.jit
-def _with(state, key):
-    """int64 both; what is kept of either has 31 bits, so no product overflows."""
+def drawn(state, key):
+    """The state, int64, of a draw with one more key; what is kept of either has 31 bits, so no
+    product overflows."""
+    key = tl.zeros([], tl.int64) + key
     return _mix((_mix(key & BITS) + state * 31 + 0x9E3779B) & BITS)
 
 
@@ -46,11 +48,11 @@ def _draws(
     row, head = tl.program_id(1) // HKV, tl.program_id(1) % HKV
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     length = tl.load(lens + row)
-    state = _with(tl.zeros([], tl.int64), tl.load(sample + row))
-    state = _with(state, tl.load(step + row))
-    state = _with(state, tl.zeros([], tl.int64) + layer)
-    state = _with(state, head.to(tl.int64))
-    state = _with(state, token.to(tl.int64))
+    state = drawn(tl.zeros([], tl.int64), tl.load(sample + row))
+    state = drawn(state, tl.load(step + row))
+    state = drawn(state, layer)
+    state = drawn(state, head)
+    state = drawn(state, token)
     draw = (state >> 7).to(tl.float32) * (1.0 / (1 << 24))
     draw = tl.where((token < sink) | (token >= length - recent), ALWAYS, draw)
     draw = tl.where(token >= length, NEVER, draw)
