@@ -16,14 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from macbench.kernels.partials import gathered, partials_at
+from macbench.kernels.partials import gathered, lse_of, partials_at
 from macbench.kernels.workspace import power
 
 LOG2E = tl.constexpr(1.4426950408889634)
 TILE = 2**12  # numbers of the centroids that a program of `_logits` holds
 CLUSTERS = 64  # of one, at most
 BLOCK = 4096  # clusters that a program of `_choose` holds at a time
-BLOCKS = tl.constexpr(64)  # of clusters, whose sums are merged at once
 PASSES = tl.constexpr(16)  # of two bits
 PLACES = 512  # of a list, written by a program
 CHUNK = 32  # clusters that are attended to at a time
@@ -133,19 +132,7 @@ def _choose(
     most = tl.load(limit + row).to(tl.int32)
     query, lane = tl.arange(0, HEADS), tl.arange(0, BLOCK)
     own = (group * G + query).to(tl.int64)
-    top = tl.full([HEADS], float("-inf"), tl.float32)
-    mass = tl.zeros([HEADS], tl.float32)
-    for at in range(0, blocks, BLOCKS):
-        block = at + tl.arange(0, BLOCKS)
-        real = (query < G)[:, None] & (block < blocks)[None, :]
-        place = own[:, None] * blocks + block[None, :]
-        theirs = tl.load(tops + place, real, float("-inf"))
-        higher = tl.maximum(top, tl.max(theirs, 1))
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        more = tl.load(masses + place, real, 0.0) * tl.exp(theirs - anchor[:, None])
-        mass = mass * tl.exp(top - anchor) + tl.sum(more, 1)
-        top = higher
-    lse = tl.where(mass > 0, top + tl.log(tl.where(mass > 0, mass, 1.0)), 0.0)
+    lse = lse_of(tops, masses, own, query < G, blocks, HEADS)
 
     counts += group.to(tl.int64) * room
     scores += group.to(tl.int64) * size

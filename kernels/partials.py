@@ -2,13 +2,16 @@
 
 A list's entries are laid end to end (`cuts`: where each ends) and cut at equal distances, one share
 a program; a program leaves one partial (o, log2 of its mass) per entry that its share touches.
-Device functions of `kernels.attend` and `kernels.mac`.
+Device functions of `kernels.attend` and of the methods' kernels; so is `lse_of`, the sum of what
+blocks of one list of logits come to.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+BLOCKS = tl.constexpr(64)  # whose sums are merged at once
 
 
 @triton.jit
@@ -81,3 +84,22 @@ def gathered(
         mass = mass * shrink + tl.sum(weights, 0)
         top = higher
     return out, top, mass
+
+
+@triton.jit
+def lse_of(tops, masses, heads, real, blocks, HEADS: tl.constexpr):
+    """Natural lse of each head's logits [HEADS], from every block's largest one and its mass,
+    tops and masses [heads, blocks]; 0 where there is none."""
+    top = tl.full([HEADS], float("-inf"), tl.float32)
+    mass = tl.zeros([HEADS], tl.float32)
+    for at in range(0, blocks, BLOCKS):
+        block = at + tl.arange(0, BLOCKS)
+        there = real[:, None] & (block < blocks)[None, :]
+        place = heads[:, None] * blocks + block[None, :]
+        theirs = tl.load(tops + place, there, float("-inf"))
+        higher = tl.maximum(top, tl.max(theirs, 1))
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        more = tl.load(masses + place, there, 0.0) * tl.exp(theirs - anchor[:, None])
+        mass = mass * tl.exp(top - anchor) + tl.sum(more, 1)
+        top = higher
+    return tl.where(mass > 0, top + tl.log(tl.where(mass > 0, mass, 1.0)), 0.0)

@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from macbench.kernels.paged import PAGE
+from macbench.kernels.partials import lse_of
 
 CHUNKS = 128  # of a program, at most
 TILE = 2**14  # bounds of a program, at most
 TOKENS = 256
-BLOCKS = tl.constexpr(64)  # of chunks, whose sums are merged at once
 PLACES = 512
 TINY = tl.constexpr(1.1754943508222875e-38)  # the least normal fp32
 
@@ -132,20 +132,7 @@ def _means(
     width = tl.load(sizes + 3 * slots + group // HKV).to(tl.int32)
     query = tl.arange(0, HEADS)
     own = (group * G + query).to(tl.int64)
-    top = tl.full([HEADS], float("-inf"), tl.float32)
-    mass = tl.zeros([HEADS], tl.float32)
-    blocks = size // CHUNKS
-    for at in range(0, blocks, BLOCKS):
-        block = at + tl.arange(0, BLOCKS)
-        real = (query < G)[:, None] & (block < blocks)[None, :]
-        place = own[:, None] * blocks + block[None, :]
-        theirs = tl.load(tops + place, real, float("-inf"))
-        higher = tl.maximum(top, tl.max(theirs, 1))
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        more = tl.load(masses + place, real, 0.0) * tl.exp(theirs - anchor[:, None])
-        mass = mass * tl.exp(top - anchor) + tl.sum(more, 1)
-        top = higher
-    lse = tl.where(mass > 0, top + tl.log(tl.where(mass > 0, mass, 1.0)), 0.0)
+    lse = lse_of(tops, masses, own, query < G, size // CHUNKS, HEADS)
 
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     real = (query < G)[:, None] & (token < held)[None, :]

@@ -108,14 +108,14 @@ class Network(nn.Module):
         return angles.cos(), angles.sin()
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, pieces: Pieces, weights: Weights | None = None
+        self, tokens: Tensor, positions: Tensor, pieces: Pieces, weights: Weights
     ) -> Tensor:
         """States before the head [rows * length, width]; tokens, positions [rows, length].
 
-        weights: with the adapter, unless they are given.
+        weights: `merged`, made once for all passes of a step, or `untouched`.
         """
         rows, length = tokens.shape
-        shape, weights = self.shape, weights or self.merged()
+        shape = self.shape
         cos, sin = self.rotary(positions.flatten(), weights.theta)
         x = F.embedding(tokens.flatten(), self.embedding)
         # so that the first layer needs no compiling of its own

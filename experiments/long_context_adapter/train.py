@@ -20,7 +20,7 @@ from torch import Tensor
 
 from macbench.errors import MacbenchError
 from macbench.experiments.long_context_adapter import supply
-from macbench.experiments.long_context_adapter.network import Network, Pieces, attention_of
+from macbench.experiments.long_context_adapter.network import Network, Pieces, Weights, attention_of
 from macbench.experiments.long_context_adapter.own import write
 from macbench.experiments.long_context_adapter.rows import MAKERS, PLAIN, Frame, Spec
 from macbench.experiments.long_context_adapter.settings import WHERE, Settings, configure
@@ -127,8 +127,9 @@ def train(
         rate = learning_rate(step, settings, share)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        answer, text = losses(network, batch, pieces)
-        anchor = drift(network, batch, pieces)
+        weights = network.merged()
+        answer, text = losses(network, batch, pieces, weights)
+        anchor = drift(network, batch, pieces, weights)
         loss = answer + settings.text_weight * text + settings.anchor_weight * anchor
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -182,9 +183,11 @@ def train(
     return out / FILE
 
 
-def losses(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, Tensor]:
+def losses(
+    network: Network, batch: Batch, pieces: Pieces, weights: Weights
+) -> tuple[Tensor, Tensor]:
     """Cross entropies of a batch's answers and of its text; logits only where one is needed."""
-    states, targets, answer, weight = run(network, batch, pieces)
+    states, targets, answer, weight = run(network, batch, pieces, weights)
     each = torch.cat(
         [
             F.cross_entropy(network.logits(some).float(), right, reduction="none")
@@ -195,7 +198,7 @@ def losses(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, Tens
     return (each * answer).sum(), (each * ~answer).sum()
 
 
-def drift(network: Network, batch: Batch, pieces: Pieces) -> Tensor:
+def drift(network: Network, batch: Batch, pieces: Pieces, weights: Weights) -> Tensor:
     """Mean KL(base || adapted) of the next token over the batch's anchor; 0 without one.
 
     The base reads a row at its first positions, whatever those of the adapted network.
@@ -207,7 +210,7 @@ def drift(network: Network, batch: Batch, pieces: Pieces) -> Tensor:
     with torch.no_grad():
         first = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
         wanted = network(tokens, first, pieces, network.untouched)
-    states = network(tokens, positions, pieces)
+    states = network(tokens, positions, pieces, weights)
     total = torch.zeros((), device=device)
     for pair in zip(states.split(HEAD), wanted.split(HEAD), strict=True):
         ours, theirs = (F.log_softmax(network.logits(s).float(), -1) for s in pair)
@@ -215,12 +218,12 @@ def drift(network: Network, batch: Batch, pieces: Pieces) -> Tensor:
     return total / len(states)
 
 
-def run(network: Network, batch: Batch, pieces: Pieces) -> tuple[Tensor, ...]:
+def run(network: Network, batch: Batch, pieces: Pieces, weights: Weights) -> tuple[Tensor, ...]:
     """States, targets, class and weight of the places where something is learnt."""
     device = network.embedding.device
     arrays = (batch.tokens, batch.positions, batch.places, batch.targets, batch.answer)
     tokens, positions, places, *rest = (on(a, device) for a in (*arrays, batch.weight))
-    return network(tokens, positions, pieces).index_select(0, places), *rest
+    return network(tokens, positions, pieces, weights).index_select(0, places), *rest
 
 
 def on(array: Any, device: torch.device) -> Tensor:
@@ -231,12 +234,12 @@ def on(array: Any, device: torch.device) -> Tensor:
 @torch.no_grad()
 def held_scores(network: Network, held: dict[str, Batch], pieces: Pieces) -> dict[str, float]:
     """Per kind the share of answers of which every token is the likeliest; of prose, the loss."""
-    scores = {}
+    scores, weights = {}, network.merged()
     for kind, batch in held.items():
         if kind == PLAIN:
-            scores["prose_loss"] = losses(network, batch, pieces)[1].item()
+            scores["prose_loss"] = losses(network, batch, pieces, weights)[1].item()
             continue
-        states, targets, *_ = run(network, batch, pieces)
+        states, targets, *_ = run(network, batch, pieces, weights)
         best = torch.cat([network.logits(some).argmax(-1) for some in states.split(HEAD)])
         wrong = (best != targets).cpu().numpy()
         spans = set(batch.span[batch.answer].tolist())
@@ -258,10 +261,11 @@ def compiled(pieces: Pieces, network: Network, batch: Batch, say: Say) -> Pieces
     """The pieces compiled, if that works here, else as they are."""
     began, made = time.monotonic(), pieces.compiled()
     try:
-        parts = (*losses(network, batch, made), drift(network, batch, made))
+        weights = network.merged()
+        parts = (*losses(network, batch, made, weights), drift(network, batch, made, weights))
         torch.stack(parts).sum().backward()
         with torch.no_grad():  # compiled once more, for the held-out scores
-            run(network, batch, made)
+            run(network, batch, made, weights)
         torch.cuda.synchronize()
     except Exception as error:  # whatever a compiler raises
         say(f"compiling failed ({type(error).__name__}: {error}); training without"[:400])

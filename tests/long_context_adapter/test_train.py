@@ -48,7 +48,9 @@ def test_network_without_training_is_the_model(tiny):
     positions[1, 20:] += 300
     network = tiny.network(lm)
     with torch.no_grad():
-        ours = network.logits(network(tokens, positions, Pieces())).view(2, 40, -1)
+        ours = network.logits(network(tokens, positions, Pieces(), network.merged())).view(
+            2, 40, -1
+        )
         theirs = lm(tokens, position_ids=positions).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
 
@@ -72,7 +74,7 @@ def test_trained_network_is_the_merged_model(tiny, tmp_path):
     lora.merge(merged, adapter)
     tokens = torch.randint(0, 1000, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours = network.logits(network(tokens, torch.arange(50)[None], Pieces()))
+        ours = network.logits(network(tokens, torch.arange(50)[None], Pieces(), network.merged()))
         assert torch.allclose(ours, merged(tokens).logits[0], atol=2e-4)
         assert not torch.allclose(ours, tiny.lm()(tokens).logits[0], atol=0.1)
 
@@ -91,7 +93,7 @@ def test_decoder_with_padding_is_the_network(tiny, tokenizer):
         states += [decode(later[:, i : i + 1], width + i)[:, -1] for i in range(new)]
         for i, row in enumerate(rows):
             whole = torch.cat((row, later[i]))[None]
-            alone = network(whole, torch.arange(whole.shape[1])[None], Pieces())
+            alone = network(whole, torch.arange(whole.shape[1])[None], Pieces(), network.merged())
             ours = torch.stack([state[i] for state in states])
             assert torch.allclose(ours, alone[len(row) - 1 :], atol=1e-4)
 
@@ -113,7 +115,7 @@ def test_the_base_stays_the_model_whatever_the_adapter_becomes(tiny):
         base = network.logits(network(tokens, positions, Pieces(), network.untouched))
         assert torch.allclose(base, theirs, atol=1e-4)
         assert not torch.allclose(
-            network.logits(network(tokens, positions, Pieces())), theirs, atol=1
+            network.logits(network(tokens, positions, Pieces(), network.merged())), theirs, atol=1
         )
 
 
@@ -127,14 +129,18 @@ def test_drift_is_the_mean_divergence_from_the_base(tiny):
     tokens = rng.integers(0, 1000, (2, 30))
     batch = anchored(tokens, np.stack([np.arange(30)] * 2))
     network = tiny.network(tiny.lm())
-    assert train.drift(network, batch, Pieces()).item() == pytest.approx(0, abs=1e-6)
+    assert train.drift(network, batch, Pieces(), network.merged()).item() == pytest.approx(
+        0, abs=1e-6
+    )
     moved = anchored(tokens, np.stack([np.arange(30) + (np.arange(30) > 9) * 500] * 2))
-    assert train.drift(network, moved, Pieces()).item() > 0.01  # the base stays where it was
+    assert (
+        train.drift(network, moved, Pieces(), network.merged()).item() > 0.01
+    )  # the base stays where it was
 
     network = shaken(network)
-    drift = train.drift(network, batch, Pieces())
+    drift = train.drift(network, batch, Pieces(), network.merged())
     with torch.no_grad():
-        ours = network.logits(network(*map(torch.tensor, batch.anchor), Pieces()))
+        ours = network.logits(network(*map(torch.tensor, batch.anchor), Pieces(), network.merged()))
         q, p = ours.double().softmax(-1), tiny.lm()(torch.tensor(tokens)).logits.double()
     each = [
         sum(a * (a / b).log() for a, b in zip(base, adapted, strict=True)).item()

@@ -12,9 +12,7 @@ TRADES += " thatcher gilder lutenist bookbinder harpooner beekeeper notary engra
 PETS = "mule terrier goose parrot ferret goat pony tortoise jackdaw spaniel"
 DISHES = "cabbage broth|oat porridge|fried perch|quince jam|nettle tea|lentil pudding|roast turnips"
 DISHES += "|hazelnut bread|pickled herring|rhubarb wine|mutton pie|buckwheat cakes"
-CAUSES = "a flood|a great fire|a long drought|a landslide|an early frost|a plague of locusts"
 TONGUES = "Low Marsh|Old Hill|Coast Romance|Upper Fen|Bell Cant|Tin Latin"
-STUFFS = "oak|pumice|clay brick|river pebbles|cedar|tufa|iron plates|whitewashed mud"
 WARES = "ladles|candlesticks|felt boots|paper kites|barometers|church bells|fish hooks|accordions"
 SUBJECTS = "comets|mosses|tides|glaciers|bees|old coins|folk dances|mirages|earthquakes"
 RIVERS = "the Anse|the Burl|the Corry|the Dwyle|the Esk Minor|the Fosse|the Gannel|the Hamble"
@@ -270,19 +268,19 @@ def _about(
     values = _person(draw, town)
     local = {
         "river": draw.choice(RIVERS.split("|")),
-        "ruin": draw.choice(CAUSES.split("|")),
+        "ruin": draw.choice(facts.CAUSES.split("|")),
         "people": f"{draw.randint(1, 90)},{draw.randint(100, 999)}",
         "mayor": draw.name(),
         "hall": str(draw.randint(1210, 1890)),
-        "walls": draw.choice(STUFFS.split("|")),
+        "walls": draw.choice(facts.STUFFS.split("|")),
         "wares": draw.choice(WARES.split("|")),
         "distance": str(draw.randint(3, 95)),
         "saint": f"Saint {draw.name().split()[0]}",
     }
     said, asked, before = [], [], told.copy()
     for name in ["home", *draw.sample([n for n in FACTS if n != "home"], draw.randint(1, 4))]:
-        facts, questions = FACTS[name]
-        said.append(draw.choice(facts.split("|")).format(who=who, x=values[name]))
+        forms, questions = FACTS[name]
+        said.append(draw.choice(forms.split("|")).format(who=who, x=values[name]))
         asked.append((draw.choice(questions.split("|")).format(who=who), values[name]))
         told.append((who, name, values[name]))
     places = draw.sample([*PLACES], draw.randint(1, 4))
@@ -292,9 +290,9 @@ def _about(
         leader = f"the person who leads the council of {town}"
         asked += [(question.format(who=leader), value)] * 3
     for name in places:
-        facts, question = PLACES[name]
-        stuff = draw.choice(STUFFS.split("|"))
-        text = draw.choice(facts.split("|")).format(where=town, x=local[name], y=stuff)
+        forms, question = PLACES[name]
+        stuff = draw.choice(facts.STUFFS.split("|"))
+        text = draw.choice(forms.split("|")).format(where=town, x=local[name], y=stuff)
         said.append(text[0].upper() + text[1:])
         asked.append((question.format(where=town), local[name]))
         there = question.format(where=f"the place where {who} settled")

@@ -120,8 +120,8 @@ class Fact:
     asked: tuple[tuple[str, str], ...]  # question, answer
 
 
-def event(draw: Draw, **known: str) -> dict[str, str]:
-    """The parts of an event; `known` ones are taken as they are."""
+def event(draw: Draw) -> dict[str, str]:
+    """The parts of an event."""
     base, past, part = draw.choice(VERBS.split("|")).split()
     at = draw.choice((f"in {draw.places(1)[0]}", f"at the {draw.choice(SPOTS.split('|'))}"))
     year = draw.randint(1402, 1899)
@@ -131,7 +131,7 @@ def event(draw: Draw, **known: str) -> dict[str, str]:
     )  # fmt: skip
     thing = f"{draw.choice(ODD.split())} {draw.choice(THINGS.split())}"
     made = {"base": base, "past": past, "part": part, "at": at, "when": when, "thing": thing}
-    return {"who": draw.name(), **made, **known}
+    return {"who": draw.name(), **made}
 
 
 def state(form: str, parts: dict[str, str]) -> str:
