@@ -16,7 +16,7 @@ import torch
 from macbench import tasks
 from macbench.attention import Geometry, Method, create
 from macbench.cell import Cell, cell_name, check_writable, open_cell
-from macbench.engine import Answer, Decoding, Engine
+from macbench.engine import Answer, Decoding, Engine, Request
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
 from macbench.groups import Group, decoding, make_groups, prompt_sha, request
@@ -80,8 +80,9 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
         progress.note(told)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
+    size = config.block
     for group in groups:
-        run_group(config, model, group, totals, progress, sharing)
+        size = run_group(config, model, group, totals, progress, sharing, size)
     progress.stop()
     record_run(config, totals, began)
     del model, groups  # a judge may need the memory
@@ -118,10 +119,12 @@ def run_group(
     totals: Totals,
     progress: Progress,
     sharing: bool,
-) -> None:
-    """All cells of one (task, length), block by block; rows are on disk after each block.
+    size: int,
+) -> int:
+    """All cells of one (task, length), in blocks of `size`; rows are on disk after each block.
 
     Blocks of long answers also save them every `checkpoint` steps, and go on from what was saved.
+    A block that does not fit into memory is halved. Returns the size that did.
     """
     with ExitStack() as stack:
         methods: list[Method] = []
@@ -141,18 +144,18 @@ def run_group(
             totals.cells.append(cells[-1].path.name)
             check_prompts(group, cells[-1])
         engine: Engine | None = None
-        for start in range(0, len(group.samples), config.block):
-            block = range(start, min(start + config.block, len(group.samples)))
+        place = f"{group.task_name} at {group.length}"
+        start = 0
+        while start < len(group.samples):
+            block = range(start, min(start + size, len(group.samples)))
             if all(group.samples[i].index in cell.rows for i in block for cell in cells):
                 progress.advance(len(block), stored=True)
+                start = block.stop
                 continue
-            requests = [group.requests[i] for i in block]
-            long = 0 < config.checkpoint < max(r.max_new for r in requests)
-            growing = any(group.samples[i].index in cell.partial for i in block for cell in cells)
             try:
-                if long and growing:
+                if cut_off(config, group, block, cells):
                     engine = None  # give the memory back first
-                    progress.note(f"{group.task_name} at {group.length}: goes on where it was cut")
+                    progress.note(f"{place}: goes on where it was cut")
                     for method, cell in zip(methods, cells, strict=True):
                         go_on(config, model, group, block, method, cell, totals)
                 else:
@@ -161,33 +164,68 @@ def run_group(
                         engine = make_engine(
                             config, model, group, methods, len(block), totals.backend
                         )
-                    keep_all = partial(
-                        keep, config, model, group, block, methods, engine.resident, cells
-                    )
-                    answers = engine.run(requests, config.checkpoint if long else 0, keep_all)
-                    count(answers, totals)
-                    totals.repeat_mismatch += differing(model, group, block, cells, answers)
-                    keep_all(answers)
-                    on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
-                    if sharing and not totals.sharing and len(methods) > 1 and on_cpu:
-                        totals.sharing = engine.sharing(requests)
+                    answer(config, model, group, block, methods, cells, engine, totals, sharing)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
                 engine = None
+            else:
+                totals.samples += len(block)
+                progress.advance(len(block))
+                start = block.stop
+                continue
+            # Out of memory; out of the handler too, whose traceback would hold what it could free.
+            many = f"{len(block)} samples x {len(methods)} methods"
+            if len(block) == 1:
                 reason = (
-                    f"out of memory at {group.length} tokens with {len(block)} samples x "
-                    f"{len(methods)} methods; lower block= or length=, or run fewer methods at once"
+                    f"out of memory at {group.length} tokens with {many}; run fewer methods at "
+                    "once, or lower length="
                 )
                 for cell in cells:
                     cell.fail(reason)
-                totals.failed.append(f"{group.task_name} at {group.length}: {reason}")
-                progress.note(f"failed {group.task_name} at {group.length}: {reason}")
-                return
-            totals.samples += len(block)
-            progress.advance(len(block))
+                totals.failed.append(f"{place}: {reason}")
+                progress.note(f"failed {place}: {reason}")
+                return size
+            size = (len(block) + 1) // 2
+            progress.note(f"{place}: out of memory with {many}; goes on with blocks of {size}")
         for cell in cells:
             cell.finish()
+    return size
+
+
+def answer(
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    block: range,
+    methods: list[Method],
+    cells: list[Cell],
+    engine: Engine,
+    totals: Totals,
+    sharing: bool,
+) -> None:
+    """Answer a block and store what was answered."""
+    requests = [group.requests[i] for i in block]
+    keep_all = partial(keep, config, model, group, block, methods, engine.resident, cells)
+    answers = engine.run(requests, config.checkpoint if long(config, requests) else 0, keep_all)
+    count(answers, totals)
+    totals.repeat_mismatch += differing(model, group, block, cells, answers)
+    keep_all(answers)
+    on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
+    if sharing and not totals.sharing and len(methods) > 1 and on_cpu:
+        totals.sharing = engine.sharing(requests)
+
+
+def long(config: RunConfig, requests: Sequence[Request]) -> bool:
+    """Whether a block's answers are saved while they are written."""
+    return 0 < config.checkpoint < max(r.max_new for r in requests)
+
+
+def cut_off(config: RunConfig, group: Group, block: range, cells: list[Cell]) -> bool:
+    """Whether a block's answers were saved and not finished."""
+    if not long(config, [group.requests[i] for i in block]):
+        return False
+    return any(group.samples[i].index in cell.partial for i in block for cell in cells)
 
 
 def check_prompts(group: Group, cell: Cell) -> None:

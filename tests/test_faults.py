@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from macbench import run
 from macbench.cli import main
 
 TASK = ["task=ruler/niah_single_1", "length=512", "max_new=6", "limit=6"]
@@ -59,11 +61,34 @@ def test_a_run_killed_three_times_ends_as_an_undisturbed_one(tmp_path, tiny, cap
     assert files(broken) == files(whole)
 
 
+def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    words = ["run", *TASK, *tiny, "method=[full,random]", "limit=5"]
+    assert main([*words, "block=2", f"out={whole}"]) == 0
+    made = []
+
+    def make_engine(config, model, group, methods, slots, backend, *more):
+        made.append(slots)
+        if slots > 2:
+            raise torch.OutOfMemoryError
+        return real(config, model, group, methods, slots, backend, *more)
+
+    real = run.make_engine
+    monkeypatch.setattr(run, "make_engine", make_engine)
+    capsys.readouterr()
+    assert main([*words, "block=8", f"out={halved}"]) == 0
+    assert made == [5, 3, 2, 1]
+    assert "goes on with blocks of 3" in capsys.readouterr().err
+    assert files(halved) == files(whole)
+    assert main(["run", *TASK, *tiny, "method=full", "limit=3", f"out={halved}", "block=8"]) == 0
+    assert made == [5, 3, 2, 1]  # all is stored
+
+
 def test_out_of_memory_is_recorded_and_a_later_run_clears_it(tmp_path, tiny, capsys):
     words = ["run", *TASK, *tiny, f"out={tmp_path}", "limit=1"]
     assert main([*words, "method=[full,mac]", f"mac.K={10**13}"]) == 1
     out = capsys.readouterr().out
-    assert "failed" in out and "out of memory" in out and "lower block=" in out
+    assert "failed" in out and "out of memory" in out and "run fewer methods" in out
     assert main([*words, "method=[full,random]"]) == 0
     assert "failed: full" not in capsys.readouterr().out
     assert main([*words, "method=[full,random]"]) == 0  # stored: nothing is run again
