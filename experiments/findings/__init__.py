@@ -11,7 +11,7 @@ from __future__ import annotations
 BUDGETS = "[0.1,0.2,0.5]"
 QUICK = (  # those whose steps are kernels of ours
     "method=[full,full/split,mac,quest,quest/sparse,snapkv,snapkv/wide,snapkv/ada,pyramidkv,"
-    "streaming_llm,rocketkv,double_sparsity,oracle_topk,random]",
+    "streaming_llm,rocketkv,double_sparsity,double_sparsity/shared,oracle_topk,random]",
     "mac.tau=[0.3,0.45,0.6,0.75]",
     *(f"{name}.budget={BUDGETS}" for name in ("quest", "snapkv", "pyramidkv", "rocketkv")),
     f"double_sparsity.budget={BUDGETS}",
