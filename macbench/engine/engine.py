@@ -87,10 +87,10 @@ class Engine:
             prompts.append(prompt)
             firsts.append(int(first))
             seconds.append(time.perf_counter() - began)
-        began = time.perf_counter()
         self._fork(lengths)
         rows = self._rows(requests, lengths, hold, firsts)
         self._begin(prompts, rows, max(lengths))
+        began = time.perf_counter()
         traces = [self._trace() for _ in self.methods]
         audit = Audit(self.audit, len(rows.lens), rows.lens.device) if self.audit else None
         transcript = Transcript(self.model, requests, hold, firsts, len(self.methods))
