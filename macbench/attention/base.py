@@ -83,8 +83,9 @@ class Prompt:
     shared: dict[Any, Any] = field(default_factory=dict)
     decoded: int = 0  # of N, tokens that had been decoded when the answer was cut off
     regime: int = 0  # rotary regime of the row, for `Geometry.rotate`
-    clock: Callable[[], float] = time.perf_counter  # seconds, once the device is done
-    borrowed: float = 0.0  # seconds that another method spent on what was used a second time
+    clock: Callable[[], Any] = time.perf_counter  # marks the device's timeline
+    borrowed: list[tuple] = field(default_factory=list)  # its two marks around what another method
+    # made and this one used again
 
     @property
     def original(self) -> int:
@@ -94,12 +95,12 @@ class Prompt:
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """`make()`, computed once for all methods that derive the same thing from this prompt."""
         if key in self.shared:
-            made, seconds = self.shared[key]
-            self.borrowed += seconds
+            made, span = self.shared[key]
+            self.borrowed.append(span)
             return made
         began = self.clock()
         made = make()
-        self.shared[key] = made, self.clock() - began
+        self.shared[key] = made, (began, self.clock())
         return made
 
 

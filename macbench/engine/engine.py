@@ -14,6 +14,7 @@ from macbench.engine.answer import Answer, Request, Transcript
 from macbench.engine.audit import Audit
 from macbench.engine.backend import resolve
 from macbench.engine.cache import PagedCache
+from macbench.engine.clock import Clock, Span
 from macbench.engine.decode import Rows, build, decode, views
 from macbench.engine.prefill import prefill
 from macbench.engine.sampling import Decoding, choose
@@ -48,6 +49,7 @@ class Engine:
     ):
         self.model, self.methods, self.slots = model, list(methods), slots
         self.audit = audit
+        self.clock = Clock(model.geometry.device)
         self.decoding = decoding or Decoding()
         self.chunk = chunk
         self.longest = max_prompt + max_new
@@ -79,7 +81,7 @@ class Engine:
         assert len(requests) == self.slots, "an engine runs full blocks; make one of the right size"
         hold = [min(r.hold, len(r.tokens) - 1) for r in requests]
         lengths = [len(r.tokens) - h for r, h in zip(requests, hold, strict=True)]
-        self.extra = [[0.0] * self.slots for _ in self.methods]  # seconds of observe() and begin()
+        self.spans: list[tuple[int, int, Span]] = []  # method, slot: its observe() and begin()
         prompts, firsts, seconds = [], [], []
         for slot, request in enumerate(requests):
             began = time.perf_counter()
@@ -90,6 +92,10 @@ class Engine:
         self._fork(lengths)
         rows = self._rows(requests, lengths, hold, firsts)
         self._begin(prompts, rows, max(lengths))
+        self._wait()
+        extra = [[0.0] * self.slots for _ in self.methods]
+        for m, slot, span in self.spans:
+            extra[m][slot] += self.clock.seconds(span)
         began = time.perf_counter()
         traces = [self._trace() for _ in self.methods]
         audit = Audit(self.audit, len(rows.lens), rows.lens.device) if self.audit else None
@@ -112,7 +118,7 @@ class Engine:
                 for row, line in enumerate(transcript.lines)
             ]
             for row, answer in enumerate(said):
-                answer.begin_s = self.extra[row // self.slots][row % self.slots]
+                answer.begin_s = extra[row // self.slots][row % self.slots]
             return [said[m : m + self.slots] for m in range(0, len(said), self.slots)]
 
         loop = build(
@@ -180,11 +186,6 @@ class Engine:
         self._wait()
         return (time.perf_counter() - began) / steps
 
-    def _clock(self) -> float:
-        """Seconds, once the device has done what it was asked."""
-        self._wait()
-        return time.perf_counter()
-
     def _wait(self) -> None:
         device = self.geometry.device
         if device.type == "cuda":
@@ -202,9 +203,9 @@ class Engine:
 
         def observe(layer, q_pre, q, keys, start):
             for m, method in watching:
-                began = self._clock()
+                began = self.clock.mark()
                 method.observe(layer, slot, q_pre, q, keys, start)
-                self.extra[m][slot] += self._clock() - began
+                self.spans.append((m, slot, (began, self.clock.mark())))
 
         regime = self.model.regime(len(request.tokens) + request.max_new)
         hidden, q_pre, q = prefill(
@@ -225,7 +226,7 @@ class Engine:
         room = held + request.max_new
         prompt = Prompt(length, room, question, request.key, q_pre, q)
         prompt.decoded, prompt.regime = request.decoded, regime
-        prompt.clock = self._clock
+        prompt.clock = self.clock.mark
         return prompt, first
 
     def _rows(self, requests, lengths, hold, firsts) -> Rows:
@@ -271,13 +272,13 @@ class Engine:
     def _begin(self, prompts: list[Prompt], rows: Rows, longest: int) -> None:
         forks = views(self.cache, rows, len(self.methods), self.slots, longest)
         for slot, prompt in enumerate(prompts):
-            began = self._clock()  # waits for the device: once a method
+            began = self.clock.mark()
             for layer in range(self.geometry.layers):
                 for m, (method, fork) in enumerate(zip(self.methods, forks, strict=True)):
-                    prompt.borrowed = 0.0
+                    prompt.borrowed = []
                     method.begin(layer, slot, prompt, fork)
-                    ended = self._clock()
-                    self.extra[m][slot] += ended - began + prompt.borrowed
+                    ended = self.clock.mark()
+                    self.spans += [(m, slot, span) for span in ((began, ended), *prompt.borrowed)]
                     began = ended
                 prompt.shared.clear()
             prompt.q_pre, prompt.q = [], []  # large: K queries of every layer

@@ -14,6 +14,7 @@ from macbench.attention.pages import PageBounds
 from macbench.attention.quantise import Packed
 from macbench.engine import Decoding, Engine
 from macbench.engine.cache import PagedCache
+from macbench.engine.clock import Clock
 from macbench.engine.decode import Rows, build, decode
 from macbench.engine.prefill import prefill
 from macbench.measure.trace import Trace
@@ -372,7 +373,7 @@ def test_shared_work_on_a_prompt_is_charged_to_every_method_that_uses_it(model, 
     """Nine seconds of common work per layer, of which the first method alone pays the time, and
     one of each method's own."""
     now = [0]
-    monkeypatch.setattr(Engine, "_clock", lambda engine: now[0])
+    monkeypatch.setattr(Clock, "mark", lambda clock: now[0])
 
     def spend(seconds):
         now[0] += seconds
@@ -389,7 +390,7 @@ def test_shared_work_on_a_prompt_is_charged_to_every_method_that_uses_it(model, 
 
 def test_what_a_method_does_while_it_watches_the_prefill_is_charged(model, ask, monkeypatch):
     now = [0]
-    monkeypatch.setattr(Engine, "_clock", lambda engine: now[0])
+    monkeypatch.setattr(Clock, "mark", lambda clock: now[0])
 
     class Watching(Full):
         needs = Needs(observe=True)
