@@ -46,6 +46,8 @@ class Scores:
 BEST = [
     Best(2, 3, 2, 300, 40),
     Best(1, 1, 3, 5000, 700),
+    Best(1, 3, 1, 13000, 9000),
+    Best(1, 2, 1, 70000, 500),
     Best(2, 4, 1, 33, 33),
     Best(1, 2, 1, 1, 1),
 ]
@@ -147,6 +149,8 @@ def wrong_scores(case: Scores, device: str = "cpu") -> str | None:
 def build() -> None:
     kernels = (
         (select_module, "_select"),
+        (select_module, "_count"),
+        (select_module, "_place"),
         (quest_module, "_bounds"),
         (logits_module, "_logits"),
     )
@@ -155,7 +159,7 @@ def build() -> None:
             q, keys, table, lens = cache(case, "cpu")
             quest_module.page_scores(q, *bounds(case, "cpu"), keys, table, lens, 12, False)
             logits_module.logits(q, keys, table, lens, 0.3, 192)
-            for best in (BEST[0], BEST[1]):
+            for best in BEST[:3]:
                 scores, counts = lists(best, "cpu")
                 select_module.select(scores, counts, best.most, best.kv_heads)
         built = [triton_cases.build(*launch) for launch in launches]
