@@ -23,11 +23,13 @@ def draw(results: Results) -> Figure:
 
     x: achieved byte budget (log); y: accuracy over tasks. Bars are 95 % intervals. Full attention
     is the dashed line with its interval as a band; controls are hollow. A method looks the same in
-    every panel.
+    every panel. Where no one scored anything there is no panel beside others.
     """
     blocks = [block for block in summarise(results) if any(line.n for line in block.lines)]
     if not blocks:
         raise MacbenchError("there are no finished samples to draw; run the cells first.")
+    scored = [b for b in blocks if any(line.accuracy and line.accuracy.mean for line in b.lines)]
+    blocks = scored or blocks
     figure, axes = plt.subplots(
         1, len(blocks), figsize=(2 + 4.4 * len(blocks), 4.4), squeeze=False, layout="constrained"
     )
