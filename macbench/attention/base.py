@@ -140,7 +140,11 @@ class Method:
     def observe(
         self, layer: int, slot: int, q_pre: Tensor, q: Tensor, keys: Tensor, start: int
     ) -> None:
-        """A prefill chunk: q [T, Hq, d] at positions start..; keys [Hkv, start + T, d]."""
+        """A prefill chunk: q [T, Hq, d] at positions start..; keys [Hkv, start + T, d].
+
+        Of methods of one class the first watches for all; its `begin`, which is called first, hands
+        on what it saw by `Prompt.once`.
+        """
 
     def begin(self, layer: int, slot: int, prompt: Prompt, view: View) -> None:
         """After the exact prefill of one slot: build ring, page bounds, kept tokens …"""

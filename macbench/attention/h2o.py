@@ -98,7 +98,8 @@ class H2O(Method):
         tokens = torch.arange(length, device=view.lens.device)
         tokens = tokens.expand(self.geometry.kv_heads, -1)
         if self.budget < 1:
-            scores = self.sums.pop((layer, slot))
+            own = self.sums.pop((layer, slot), None)
+            scores = prompt.once(("received", layer), lambda: own)
             if most < length:
                 tokens = best(self._ranks(scores, tokens, length, most // 2), most)
             self.scores[layer, slot, :, : tokens.shape[-1]] = scores.gather(-1, tokens)

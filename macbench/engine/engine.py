@@ -199,13 +199,17 @@ class Engine:
         """Prefill all but the held tokens; the first generated token where nothing is held."""
         device = self.geometry.device
         tokens = torch.tensor(request.tokens[:length], device=device)
-        watching = [(m, method) for m, method in enumerate(self.methods) if method.needs.observe]
+        watching: dict[type, list[int]] = {}
+        for m, method in enumerate(self.methods):
+            if method.needs.observe:
+                watching.setdefault(type(method), []).append(m)
 
         def observe(layer, q_pre, q, keys, start):
-            for m, method in watching:
+            for same in watching.values():
                 began = self.clock.mark()
-                method.observe(layer, slot, q_pre, q, keys, start)
-                self.spans.append((m, slot, (began, self.clock.mark())))
+                self.methods[same[0]].observe(layer, slot, q_pre, q, keys, start)
+                span = began, self.clock.mark()
+                self.spans += [(m, slot, span) for m in same]
 
         regime = self.model.regime(len(request.tokens) + request.max_new)
         hidden, q_pre, q = prefill(

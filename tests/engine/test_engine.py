@@ -388,6 +388,14 @@ def test_shared_work_on_a_prompt_is_charged_to_every_method_that_uses_it(model, 
     assert [[a.begin_s for a in answers] for answers in said] == [[30, 30], [0, 0], [30, 30]]
 
 
+def test_methods_of_a_class_watch_the_prefill_once_and_decide_alone(model, ask):
+    requests = ask(60, 47, max_new=4)
+    cells = [("h2o", {"budget": 0.3}), ("full", {}), ("h2o", {"budget": 0.6})]
+    together = [[a.tokens for a in row] for row in engine_for(model, cells, requests).run(requests)]
+    alone = [engine_for(model, [cell], requests).run(requests)[0] for cell in cells]
+    assert together == [[a.tokens for a in row] for row in alone]
+
+
 def test_what_a_method_does_while_it_watches_the_prefill_is_charged(model, ask, monkeypatch):
     now = [0]
     monkeypatch.setattr(Clock, "mark", lambda clock: now[0])
@@ -398,5 +406,6 @@ def test_what_a_method_does_while_it_watches_the_prefill_is_charged(model, ask, 
         def observe(self, layer, slot, q_pre, q, lse, start):
             now[0] += 2
 
-    (said,) = Engine(model, [Watching()], 1, 40, 2, chunk=16).run(ask(40, max_new=2))
-    assert said[0].begin_s == 2 * 3 * 3  # chunks, layers
+    methods = [Watching(), Full(), Watching()]  # of two alike one watches, and both pay
+    said = Engine(model, methods, 1, 40, 2, chunk=16).run(ask(40, max_new=2))
+    assert [answers[0].begin_s for answers in said] == [18, 0, 18]  # 2 x 3 chunks x 3 layers
