@@ -60,7 +60,6 @@ def measured(*words: str) -> list[dict]:
         (["method=mac", "mac.tua=0.5"], "did you mean 'mac.tau'?"),
         (["method=mac", "mac.tau=2"], "must lie in [0, 1]"),
         (["mixed=true"], "at least two methods"),
-        (["method=snapkv/recompress"], "'snapkv/recompress' cannot be timed"),
         (["preset=mixd"], "did you mean 'mixed'?"),
     ],
 )

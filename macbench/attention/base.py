@@ -25,7 +25,6 @@ class Needs:
 
     prompt_queries: int = 0  # (q_pre, q) of the last n prompt positions of every layer
     observe: bool = False  # call observe() for every prefill chunk
-    capturable: bool = True  # attend() may be captured in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -148,6 +147,10 @@ class Method:
 
     def begin(self, layer: int, slot: int, prompt: Prompt, view: View) -> None:
         """After the exact prefill of one slot: build ring, page bounds, kept tokens …"""
+
+    def between(self, view: View, done: int) -> None:
+        """Before every step, `done` of them after the fork: what only the host can decide, as no
+        captured step can. May wait for the device where that is rare."""
 
     def attend(self, layer: int, q_pre: Tensor, q: Tensor, view: View, trace: Trace) -> Tensor:
         """One decode step of every slot: q_pre, q [B, Hq, d] -> output [B, Hq, d].

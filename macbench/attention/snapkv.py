@@ -67,8 +67,7 @@ class SnapKV(Method):
                 f"{self.name}.recompress={self.recompress} works without ada only: "
                 f"leave {self.name}.ada=false."
             )
-        # the lists are cut on a step that the host knows of, which no captured step does
-        self.needs = Needs(prompt_queries=self.window, capturable=not self.recompress)
+        self.needs = Needs(prompt_queries=self.window)
 
     def sizes(self, layers: int, length: int) -> list[int]:
         """Tokens that each layer keeps of a prompt of `length`, at most (mean over KV heads)."""
@@ -154,6 +153,13 @@ class SnapKV(Method):
         won = torch.bincount(order[: heads * base] // n, minlength=heads)
         return (won * (1 - self.alpha) + self.alpha * base).round().long() + self.window
 
+    def between(self, view, done):
+        if not self.recompress or not done:
+            return
+        due = [slot for slot, late in enumerate(self.late) if (done + late) % self.recompress == 0]
+        for layer in range(self.geometry.layers) if due else ():
+            self._recompress(layer, view, due)
+
     def attend(self, layer, q_pre, q, view, trace):
         tokens, counts = self.kept.append(layer, view)
         if self.recompress:
@@ -172,11 +178,6 @@ class SnapKV(Method):
         held = self.kept.held
         own = held.repeat_interleave(self.geometry.group, -1)
         trace.read(slice(None), view, head_tokens=own, kv_tokens=held)
-        if not self.recompress:
-            return
-        due = [s for s, late in enumerate(self.late) if (view.grown + late) % self.recompress == 0]
-        for layer in range(self.geometry.layers) if due else ():
-            self._recompress(layer, view, due)
 
     def _recompress(self, layer, view, due):
         """Back to the size that the prompt was cut to, by the last queries. The host knows how

@@ -70,9 +70,10 @@ class Loop:
             fork.reach(steps, self.most)
 
     def plan(self, done: int) -> None:
-        """Before the step after `done` steps: what the host knows of it."""
+        """Before the step after `done` steps: what the host has to do, and knows of it."""
         slots = len(self.began) // len(self.forks)
         for m, fork in enumerate(self.forks):
+            self.methods[m].between(fork, done)
             began = self.began[m * slots : (m + 1) * slots]
             lens = [min(n + done + 1, self.most) for n in began]
             fork.plan(lens, self.methods[m].lists(lens))
@@ -157,8 +158,8 @@ def decode(
 ) -> Tensor:
     """Decode until every row has stopped, at most the loop's steps; tokens, [R, steps done].
 
-    On a card the second step is captured as a CUDA graph and replayed from then on, where model and
-    methods allow it; it is captured again once the rows of half of its methods have all stopped.
+    On a card the second step is captured as a CUDA graph and replayed from then on, where the model
+    allows it; it is captured again once the rows of half of its methods have all stopped.
     Steps that the audit compares run eagerly. After every `every` steps (0: never) `pause` is
     called with the tokens sampled so far; it may wait for the device and must leave rows and
     methods alone. `ended` gets them, too, wherever the host looks at the rows, and
@@ -167,7 +168,6 @@ def decode(
     rows, methods, steps = loop.rows, loop.methods, loop.sampled.shape[1]
     device = rows.lens.device
     capture = device.type == "cuda" and loop.capturable and steps > 2
-    capture = capture and all(method.needs.capturable for method in methods)
     if capture:
         loop.reach(steps)
     replay = loop.step

@@ -208,6 +208,7 @@ def start(method: Method, given: Problem, view: View) -> Record:
 def step(record: Record, given: Problem, at: int) -> None:
     """Decode step number `at`: write every row's own token, attend in every layer, commit."""
     view, cache = record.view, record.view.cache
+    record.method.between(view, at)
     view.lens += 1
     view.reach(at + 1, view.longest + given.steps)
     position = view.lens - 1
