@@ -2,8 +2,8 @@
 
 A list's entries are laid end to end (`cuts`: where each ends) and cut at equal distances, one share
 a program; a program leaves one partial (o, log2 of its mass) per entry that its share touches.
-Device functions of `kernels.attend` and of the methods' kernels; so are `lse_of` and `total_of`, the
-sum of what blocks of one list of logits come to.
+Device functions of `kernels.attend` and of the methods' kernels; so are `lse_of` and `total_of`,
+the sum of what blocks of one list of logits come to.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def lse_of(tops, masses, heads, real, blocks, HEADS: tl.constexpr):
 
 @triton.jit
 def total_of(tops, masses, heads, real, blocks, HEADS: tl.constexpr):
-    """The same as (largest logit, mass against it), [HEADS] each: -inf and 0 where there is none."""
+    """The same as (largest logit, mass against it), [HEADS]; -inf and 0 where there is none."""
     top = tl.full([HEADS], float("-inf"), tl.float32)
     mass = tl.zeros([HEADS], tl.float32)
     for at in range(0, blocks, BLOCKS):

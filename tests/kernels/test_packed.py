@@ -19,6 +19,7 @@ from macbench.kernels import nucleus as nucleus_module
 from macbench.kernels import pack as pack_module
 from macbench.kernels import packed as packed_module
 from macbench.kernels import paged
+from macbench.kernels import probability as probability_module
 
 PAGE = paged.PAGE
 CLOSE = {  # of products; sums are fp32
@@ -331,7 +332,10 @@ def build() -> None:
         (packed_module, "_merge"),
         (pack_module, "_token"),
         (pack_module, "_block"),
-        (nucleus_module, "_nucleus"),
+        (probability_module, "_masses"),
+        (nucleus_module, "_mass"),
+        (nucleus_module, "_look"),
+        (nucleus_module, "_write"),
     ]
     for kv_heads, group, d, tile, bits in BUILT:
         shape = Shape(bits, kv_heads, group, d, tile, (300, 128), 128, "bfloat16")
