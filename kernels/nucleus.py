@@ -27,6 +27,7 @@ BITS = tl.constexpr(6)  # of a pass
 SHIFT = tl.constexpr(24)  # of the first: masses are below 2, so 30 bits tell all
 DIGITS = tl.constexpr(64)
 TILE = tl.constexpr(256)  # items whose digits are looked at together
+STATE = ["known_before", "above_before", "known_now", "above_now"]  # a pass's part, as it lies
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def _mass(
         tl.store(loaded + list_ // LISTS, 0, part == 0)
 
 
-@triton.jit(do_not_specialize=["shift"])
+@triton.jit(do_not_specialize=["shift"], do_not_specialize_on_alignment=STATE)
 def _look(
     masses,  # [lists, size]
     before,  # [lists, chunks, DIGITS] mass by digit, of the pass before
@@ -149,7 +150,7 @@ def _look(
         tl.store(larger + place, more + tl.cumsum(count, reverse=True) - count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=STATE)
 def _write(
     masses,  # [lists, size]
     before,  # [lists, chunks, DIGITS] mass by digit, of the last pass

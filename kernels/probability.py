@@ -15,7 +15,7 @@ from torch import Tensor
 from macbench.kernels.partials import total_of
 
 BLOCK = 1024  # logits of one head, of a program
-TILE = 4096  # logits of a group's heads, of a program
+TILE = 2048  # logits of a group's heads, of a program
 
 
 @triton.jit
