@@ -26,7 +26,7 @@ PASSES = 5
 BITS = tl.constexpr(6)  # of a pass
 SHIFT = tl.constexpr(24)  # of the first: masses are below 2, so 30 bits tell all
 DIGITS = tl.constexpr(64)
-TILE = tl.constexpr(256)  # items whose digits are looked at together
+TILE = tl.constexpr(128)  # items whose digits are looked at together
 STATE = ["known_before", "above_before", "known_now", "above_now"]  # a pass's part, as it lies
 
 
@@ -39,9 +39,10 @@ def _digit(key, known, shift):
 
 @triton.jit
 def _split(mass, key, known, shift):
-    """What items add to the mass of every digit, [DIGITS, items]."""
-    hit = tl.arange(0, DIGITS)[:, None] == _digit(key, known, shift)[None, :]
-    return tl.where(hit, mass[None, :], 0.0)
+    """What items add to the mass of every digit, [items, DIGITS]: a thread has a digit of many
+    items, so that a sum over items hardly crosses threads."""
+    hit = _digit(key, known, shift)[:, None] == tl.arange(0, DIGITS)[None, :]
+    return tl.where(hit, mass[:, None], 0.0)
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def _mass(
     lane = tl.arange(0, TILE)
     top, total = totals(tops, totals_, list_, blocks, GROUP, HEADS)
     none = tl.full([], 0, tl.int32)
-    split = tl.zeros([DIGITS, TILE], tl.float32)
+    split = tl.zeros([TILE, DIGITS], tl.float32)
     for at in range(0, BLOCK, TILE):
         item = chunk * BLOCK + at + lane
         mass, logit = mean(logits, list_, item, size, top, total, GROUP, HEADS)
@@ -94,7 +95,7 @@ def _mass(
         tl.store(masses + list_ * size + item, mass, item < size)
         split += _split(mass, mass.to(tl.int32, bitcast=True), none, SHIFT)
     place = (list_ * chunks + chunk) * DIGITS + tl.arange(0, DIGITS)
-    tl.store(sums + place, tl.sum(split, 1))
+    tl.store(sums + place, tl.sum(split, 0))
     if LISTS > 1:  # the lists' programs share the work
         part, parts = list_ % LISTS * chunks + chunk, LISTS * chunks
         for at in range(part * TILE, words, parts * TILE):
@@ -136,13 +137,13 @@ def _look(
     own = _digit(key, known, shift)
     digits = tl.arange(0, DIGITS)
     place = (list_ * chunks + chunk) * DIGITS + digits
-    split = tl.zeros([DIGITS, TILE], tl.float32)
+    split = tl.zeros([TILE, DIGITS], tl.float32)
     if tl.max(own, 0) >= 0:  # few chunks hold one that has the known bits after some passes
         for at in range(0, BLOCK, TILE):
             some = chunk * BLOCK + at + tl.arange(0, TILE)
             mass = tl.load(row + some, some < size, -1.0)
             split += _split(mass, mass.to(tl.int32, bitcast=True), known, shift)
-    tl.store(sums + place, tl.sum(split, 1))
+    tl.store(sums + place, tl.sum(split, 0))
     if LAST:
         count = tl.histogram(tl.maximum(own, 0), DIGITS, own >= 0)
         more = tl.sum((key >> (shift + BITS) > known >> (shift + BITS)).to(tl.int32), 0)
@@ -244,7 +245,7 @@ def nucleus(
     known, above = made(PASSES, rows), made(PASSES, rows, dtype=torch.float32)
     larger, equal = made(2, rows, chunks, digits)
     grid = (chunks, rows)
-    sizes = {"BLOCK": block, "num_warps": 8}
+    sizes = {"BLOCK": block}
     tops, parts = masses(logits)
     _mass[grid](
         logits,
@@ -301,5 +302,6 @@ def nucleus(
         LISTED=pages is not None,
         PAGE=PAGE,
         **sizes,
+        num_warps=min(16, max(4, block // 256)),
     )
     return chosen, counts, loaded
