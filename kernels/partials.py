@@ -2,8 +2,8 @@
 
 A list's entries are laid end to end (`cuts`: where each ends) and cut at equal distances, one share
 a program; a program leaves one partial (o, log2 of its mass) per entry that its share touches.
-Device functions of `kernels.attend` and of the methods' kernels; so is `lse_of`, the sum of what
-blocks of one list of logits come to.
+Device functions of `kernels.attend` and of the methods' kernels; so are `lse_of` and `total_of`,
+the sum of what blocks of one list of logits come to.
 """
 
 from __future__ import annotations
@@ -90,6 +90,13 @@ def gathered(
 def lse_of(tops, masses, heads, real, blocks, HEADS: tl.constexpr):
     """Natural lse of each head's logits [HEADS], from every block's largest one and its mass,
     tops and masses [heads, blocks]; 0 where there is none."""
+    top, mass = total_of(tops, masses, heads, real, blocks, HEADS)
+    return tl.where(mass > 0, top + tl.log(tl.where(mass > 0, mass, 1.0)), 0.0)
+
+
+@triton.jit
+def total_of(tops, masses, heads, real, blocks, HEADS: tl.constexpr):
+    """The same as (largest logit, mass against it), [HEADS]; -inf and 0 where there is none."""
     top = tl.full([HEADS], float("-inf"), tl.float32)
     mass = tl.zeros([HEADS], tl.float32)
     for at in range(0, blocks, BLOCKS):
@@ -102,4 +109,4 @@ def lse_of(tops, masses, heads, real, blocks, HEADS: tl.constexpr):
         more = tl.load(masses + place, there, 0.0) * tl.exp(theirs - anchor[:, None])
         mass = mass * tl.exp(top - anchor) + tl.sum(more, 1)
         top = higher
-    return tl.where(mass > 0, top + tl.log(tl.where(mass > 0, mass, 1.0)), 0.0)
+    return top, mass

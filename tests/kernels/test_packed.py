@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import triton_cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton")
@@ -19,6 +21,7 @@ from macbench.kernels import nucleus as nucleus_module
 from macbench.kernels import pack as pack_module
 from macbench.kernels import packed as packed_module
 from macbench.kernels import paged
+from macbench.kernels import probability as probability_module
 
 PAGE = paged.PAGE
 CLOSE = {  # of products; sums are fp32
@@ -179,7 +182,8 @@ def rotate(x: Tensor, *_: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Nucleus:
-    """rows, KV heads, lists of each and query heads of a list; logits in steps of `grid`."""
+    """rows, KV heads, lists of each and query heads of a list; logits in steps of `grid`; the last
+    list without a candidate if `empty`."""
 
     share: float
     rows: int
@@ -189,6 +193,7 @@ class Nucleus:
     size: int
     paged: bool = False
     grid: float = 0.0
+    empty: bool = False
 
     def __str__(self) -> str:
         return "nucleus-" + "-".join(map(str, vars(self).values()))
@@ -201,6 +206,7 @@ class Nucleus:
             x = (x / self.grid).round() * self.grid
         gone = torch.rand(self.rows, heads, 1, self.size, generator=draw) < 0.2
         gone[..., 0] = False
+        gone[-1, -1] |= self.empty
         x[..., 1::11] = -9e3  # no mass, but a candidate
         x = x.masked_fill(gone, -torch.inf)
         tokens = torch.arange(self.size).expand(self.rows, heads, -1)
@@ -218,27 +224,77 @@ class Nucleus:
         )
         if chosen.min() < 0 or chosen.max() >= bound:
             return "an entry of a list is no token"
-        mass = x.double().softmax(-1).mean(2)
+        mass = x.double().softmax(-1).mean(2)  # NaN where there is no candidate
         for row in range(self.rows):
             named: list[set[int]] = [set() for _ in range(self.kv_heads)]
             for head in range(heads):
                 own, count = mass[row, head].tolist(), int(counts[row, head])
                 there = [at for at in range(self.size) if not gone[row, head, 0, at]]
                 order = sorted(there, key=lambda at: (-own[at], at))
-                want = {int(tokens[row, head, at]) for at in order[:count]}
-                got = chosen[row, head, :count].tolist()
-                if len(set(got)) < count or set(got) != want:
+                want = [int(tokens[row, head, at]) for at in sorted(order[:count])]
+                if chosen[row, head, :count].tolist() != want:
                     return f"row {row}, list {head}: not the {count} first"
+                if chosen[row, head, count:].any():
+                    return f"row {row}, list {head}: not 0 behind"
+                if not there:
+                    continue
                 held = sum(own[at] for at in order[:count])
                 less = held - own[order[count - 1]]
                 if self.share >= 1 and count < len(there):
                     return f"row {row}, list {head}: {count} of {len(there)}"
                 if self.share < 1 and not held + 1e-5 >= self.share > less - 1e-5:
                     return f"row {row}, list {head}: {held} held, without the last {less}"
-                named[head // self.lists] |= want
+                named[head // self.lists] |= set(want)
             if loaded[row].tolist() != [len(own) for own in named]:
                 return f"row {row}: {loaded[row].tolist()} loaded"
         return None
+
+
+class Equal:
+    """Items of equal mass: exactly as many as hold the share, the first ones."""
+
+    def __str__(self) -> str:
+        return "nucleus-equal"
+
+    def wrong(self, device: str) -> str | None:
+        x = torch.full((1, 4, 1, 1536), -torch.inf, device=device)
+        x[0, :2, 0, 256:1280] = 0.0  # of 2^-10 each, in three chunks
+        x[0, 2, 0, 511:513] = x[0, 3, 0, 1535] = 0.0
+        ends = {0.75: 1024, 0.75 + 2**-12: 1025, 2**-11: 257, 0.9999: 1280}
+        for share, end in ends.items():
+            chosen, counts, loaded = nucleus_module.nucleus(x, share, 2, 1536)
+            some = 511 if share <= 0.5 else 512
+            want = [list(range(256, end))] * 2 + [list(range(511, some + 1)), [1535]]
+            if [own[:n].tolist() for own, n in zip(chosen[0], counts[0], strict=True)] != want:
+                return f"{share}: {counts.tolist()}"
+            if loaded.tolist() != [[end - 256, some - 511 + 2]]:
+                return f"{share}: {loaded.tolist()} loaded"
+        return None
+
+
+class Small:
+    """Any small shape."""
+
+    def __str__(self) -> str:
+        return "nucleus-any"
+
+    def wrong(self, device: str) -> None:
+        few = st.integers(1, 2)
+        masses = st.one_of(  # of one head or two, whose sums do not depend on the order
+            st.tuples(st.integers(1, 2), st.sampled_from([0.0, 0.5, 2.0])),
+            st.tuples(st.integers(3, 5), st.just(0.0)),
+        )
+
+        @settings(max_examples=12, deadline=None, derandomize=True, database=None)
+        @given(st.floats(0.01, 0.999), few, few, st.integers(1, 3), masses, st.data())
+        def holds(share, rows, kv_heads, lists, group_grid, data):
+            paged, empty = data.draw(st.booleans()), data.draw(st.booleans())
+            size = data.draw(st.integers(1, 1200))
+            size = -(-size // PAGE) * PAGE if paged else size
+            shape = rows, kv_heads, lists, group_grid[0], size
+            assert Nucleus(share, *shape, paged, group_grid[1], empty).wrong(device) is None
+
+        holds()
 
 
 @dataclass(frozen=True)
@@ -301,6 +357,11 @@ CASES = [
     Nucleus(0.7, 1, 1, 1, 1, 9000, grid=1.0),  # two blocks
     Nucleus(1.0, 1, 2, 2, 1, 64, paged=True),
     Nucleus(0.999999, 1, 1, 1, 2, 33),
+    Nucleus(0.8, 1, 2, 2, 1, 1552, paged=True, grid=1.0),  # chunks of 512, the last of 16
+    Nucleus(1.0, 1, 1, 2, 1, 1100, empty=True),
+    Nucleus(0.9, 1, 1, 1, 1, 16390, grid=0.5),  # chunks of 1024
+    Equal(),
+    Small(),
     Whole("kivi", "bits=4 group_size=4 residual=8"),
     Whole("kivi", "bits=2 group_size=8 residual=16", 3, 24),
     Whole("twilight", "p=0.6 candidates=32 dense_layers=0"),
@@ -321,6 +382,8 @@ CARD = [
     Nucleus(0.85, 2, 3, 3, 1, 8192, paged=True),
     Nucleus(0.9, 1, 2, 1, 4, 40000),
     Nucleus(0.7, 1, 2, 2, 1, 20000, grid=0.5),
+    Nucleus(0.9, 1, 1, 2, 2, 131072),
+    Nucleus(0.95, 1, 2, 1, 1, 140000, grid=0.25),  # chunks of 8192
 ]
 
 
@@ -331,7 +394,6 @@ def build() -> None:
         (packed_module, "_merge"),
         (pack_module, "_token"),
         (pack_module, "_block"),
-        (nucleus_module, "_nucleus"),
     ]
     for kv_heads, group, d, tile, bits in BUILT:
         shape = Shape(bits, kv_heads, group, d, tile, (300, 128), 128, "bfloat16")
@@ -341,14 +403,19 @@ def build() -> None:
         pages = torch.zeros(2, kv_heads * group, 8, dtype=torch.int64)
         with triton_cases.recorded(*kernels) as launches:
             packed_module.attend(q, keys, values, bits, given.k, given.v, *rows, 128, 0.1, 300)
-            x = packed_module.logits(q, whole, bits, given.lens, 0.1, 300)
+            packed_module.logits(q, whole, bits, given.lens, 0.1, 300)
             packed_module.logits(q, whole, bits, given.lens, 0.1, 0, pages, pages[..., 0])
             pack_module.block(given.k, *rows, keys, bits, 128)
             pack_module.token(given.v, *rows, values, bits, 128)
-            nucleus_module.nucleus(x[:, :, None], 0.9, kv_heads, 300)
-            nucleus_module.nucleus(torch.zeros(2, kv_heads, group, 8192), 0.9, kv_heads, 8192)
         built = [triton_cases.build(*launch) for launch in launches]
         triton_cases.report(bits, all(triton_cases.fits(each, 2) for each in built))
+    kernels = [(nucleus_module, name) for name in ("_mass", "_look", "_write")]
+    with triton_cases.recorded((probability_module, "_masses"), *kernels) as launches:
+        pages = torch.empty(1, 9, 512, dtype=torch.int64, device="meta")
+        nucleus_module.nucleus(torch.empty(1, 9, 1, 8192, device="meta"), 0.9, 3, 32768, pages)
+        nucleus_module.nucleus(torch.empty(1, 8, 4, 131072, device="meta"), 0.9, 8, 131072)
+    built = [triton_cases.build(*launch) for launch in launches]
+    triton_cases.report("nucleus", all(triton_cases.fits(each, 2) for each in built))
 
 
 def check(case, device: str = "cpu") -> str | None:
@@ -366,7 +433,8 @@ def test_kernels_equal_the_torch_code(interpreted, case):
 
 
 def test_the_kernels_compile_for_a_card(tmp_path):
-    assert triton_cases.compiled(__file__, tmp_path) == {str(case[-1]): True for case in BUILT}
+    names = [*(str(case[-1]) for case in BUILT), "nucleus"]
+    assert triton_cases.compiled(__file__, tmp_path) == dict.fromkeys(names, True)
 
 
 @pytest.mark.gpu

@@ -166,7 +166,12 @@ class Shared:
         return "shared-" + "-".join(map(str, vars(self).values()))
 
 
-SHARED = [Shared(2, 3, (3000, 1, 2049)), Shared(1, 16, (700,)), Shared(3, 1, (33, 5))]
+SHARED = [
+    Shared(2, 3, (3000, 1, 2049)),  # a block of one head, and of a group, and less
+    Shared(1, 16, (700,)),
+    Shared(3, 1, (33, 5)),
+    Shared(1, 2, (70000,)),  # more blocks than are merged at once
+]
 
 
 def wrong_shared(case: Shared, device: str = "cpu") -> str | None:
@@ -436,6 +441,7 @@ def build() -> None:
     kernels = (
         (draws_module, "_draws"),
         (weights_module, "_weights"),
+        (probability_module, "_masses"),
         (probability_module, "_probability"),
         (kept_module, "_append"),
         (labels_module, "_labels"),
