@@ -1,8 +1,9 @@
 """What a results folder says: one block per model, benchmark and length, a line per method.
 
-A line pools the tasks and seeds of a method: accuracies weigh tasks equally, budgets weigh decode
-steps equally. Differences to full attention are paired by sample. How intervals and p-values come
-about is in `macbench.measure.stats`, what the budgets are in `macbench.measure.budget`.
+A line pools the tasks and seeds of a method: scores, budgets and acceptance are means over tasks,
+in which budgets weigh decode steps equally. Differences to full attention are paired by sample. How
+intervals and p-values come about is in `macbench.measure.stats`, what the budgets are in
+`macbench.measure.budget`.
 """
 
 from __future__ import annotations
@@ -17,19 +18,26 @@ import pandas as pd
 from macbench import tasks as benchmarks
 from macbench.checks import brief
 from macbench.errors import MacbenchError
-from macbench.measure.budget import Budgets, acceptance, budgets, match_radius
+from macbench.measure.budget import (
+    Budgets,
+    acceptance,
+    budgets,
+    match_radius,
+    mean_over_tasks,
+)
 from macbench.measure.stats import Comparison, Interval, compare, holm, interval
 from macbench.store import Results
 
 FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
 BUDGETS = ("budget=", "tokens=")  # words of a label that say what was asked for
+MORE = 1.01  # of full attention's bytes: a note
 PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
 EXPLAIN = (
     "accuracy: mean over tasks, % +- half of its 95 % interval. vs full: paired difference in "
     "points [95 % interval]; p: exact McNemar or sign-flip test, then Holm over this table; same: "
     "answers that are full attention's, letter by letter.",
     "head, token, byte, resident: keys attended, K/V tokens loaded, bytes loaded (with metadata) "
-    "and bytes held, % of full attention's.",
+    "and bytes held, % of full attention's, mean over tasks.",
 )
 
 Grid = list[list[str]]  # a table; the first row is the header
@@ -99,8 +107,9 @@ class Block:
 def summarise(results: Results) -> list[Block]:
     """The blocks of a results folder, by model, benchmark and length."""
     cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
-    layers = results.layers.merge(cells[["row"]], left_on="cell", right_index=True)
-    reuse = acceptance(layers, by=["row"])
+    layers = results.layers.merge(cells[["row", "task"]], left_on="cell", right_index=True)
+    reuse = acceptance(layers, by=["row", "task"])
+    reuse = reuse if reuse.empty else reuse.groupby("row").mean()
     columns = ["task", "seed", "row"]
     samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
     samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
@@ -256,10 +265,11 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
         marks.append("no scored step")
     elif len(samples) and not samples.loc[samples["steps"] > 0, "acted"].any():
         marks.append("never acted")
-    per_task = {}
+    per_task, read = {}, []
     for task in answered:
         own = samples[samples["task"] == task]
         per_task[task] = (interval(own["score"], own["task"], own["cluster"]), len(own))
+        read.append(budgets(own, config["geometry"]["token_bytes"]))
     some = len(samples) > 0
     every: Any = samples.to_dict("records")
     return Line(
@@ -274,7 +284,7 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
             interval(samples["score"], samples["task"], samples["cluster"]) if some else None
         ),
         versus=None,
-        budgets=budgets(samples, config["geometry"]["token_bytes"]) if some else None,
+        budgets=mean_over_tasks(read) if some else None,
         acceptance=None,
         same=None,
         parts=benchmarks.breakdown(tasks[0], every) if some else [],
@@ -385,6 +395,11 @@ def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
     for line in block.lines:
         if line.versus and line.versus.difference.low > 0:
             notes.append(f"{line.label} is better than full attention: look for a bug first.")
+        if line.budgets and line.budgets.byte is not None and line.budgets.byte > MORE:
+            notes.append(
+                f"{line.label} reads more than full attention: at this length its metadata "
+                "outweighs what it leaves out."
+            )
     for _, cell in cells[cells["failed"].notna()].iterrows():
         notes.append(f"failed: {cell['label']} on {cell['task']}: {cell['failed']}")
     identities = [*cells["identity"]]

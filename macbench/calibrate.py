@@ -23,7 +23,7 @@ from macbench.calibration import Calibration
 from macbench.engine import Answer
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
-from macbench.groups import Group, make_groups, prompt_sha
+from macbench.groups import Group, check_text, make_groups, prompt_sha
 from macbench.models import Model, Source, load, pick_device
 from macbench.run import make_engine
 from macbench.shadow import RINGS, Choice, Shadow, choose, curves, pooled
@@ -236,6 +236,7 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
     """Solve, check by running, and save."""
     calibration.check_writable(asked.out)
     model = load(Source(**config.model))
+    check_text(model)
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
     groups = list(make_groups(config, model, progress))
     if not groups:

@@ -22,10 +22,14 @@ LEAST = 1e-9  # a budget below every floor
 
 def models() -> list[Row]:
     found = {name: presets.read("model", name) for name in presets.models()}
-    return [
-        {**model, "name": name, "about": f"{model['init']} of {model['source']}"}
-        for name, model in found.items()
-    ]
+    return [{**model, "name": name, "about": _about(model)} for name, model in found.items()]
+
+
+def _about(model: Row) -> str:
+    if model["init"] == "random":
+        return f"random weights, configuration {model['source']}"
+    adapter = model.get("adapter")
+    return model["source"] + (f", adapter {adapter}" if adapter else "")
 
 
 def tasks() -> list[Row]:

@@ -19,7 +19,7 @@ from macbench.cell import Cell, cell_name, check_writable, open_cell
 from macbench.engine import Answer, Decoding, Engine, Request
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
-from macbench.groups import Group, decoding, make_groups, prompt_sha, request
+from macbench.groups import Group, check_text, decoding, make_groups, prompt_sha, request
 from macbench.models import Model, Source, load, pick_device
 from macbench.resume import join, loaded, rest, saved
 from macbench.rows import describe, identify, make_row, written
@@ -55,11 +55,7 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
     check_writable(config.out)
     model = load(Source(**config.model))
-    if model.text is None:
-        raise MacbenchError(
-            f"model {model.name} has no tokenizer, so it cannot answer prompts; it serves latency "
-            "benchmarks only."
-        )
+    check_text(model)
     for length in config.lengths:
         model.prepare(length)
         for spec in config.cells if all(tasks.counts(t) == "row" for t in config.tasks) else ():

@@ -221,9 +221,10 @@ def read(*outs: Path | str) -> Results:
     for out in outs:
         paths = sorted(Path(out).glob("*/config.yaml"))
         if not paths:
+            packed = next(Path(out).glob("*.tar.*"), None)
+            hint = f"; unpack {packed} first" if packed else ", or run one first"
             raise MacbenchError(
-                f"no results in {out}; give the folder that a run was told as out=, or run one "
-                "first."
+                f"no results in {out}; give the folder that a run was told as out={hint}."
             )
         for path in paths:
             identity = json.dumps(read_config(path.parent)["identity"], sort_keys=True)

@@ -86,7 +86,7 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
             color=color,
             mfc="none" if control else None,
             ls="-" if len(points) > 1 else "none",
-            lw=1,
+            lw=2 if name.split()[0] == "mac" else 1,
             capsize=2,
             label=f"{name} (control)" if control else name,
         )

@@ -46,7 +46,8 @@ def draw(results: Results, paper: bool = False) -> Figure:
                 _hollow(axis, points[block.family], methods)
             axis.set_xticks(TICKS, minor=False)
             axis.set_xticks([], minor=True)
-            axis.set_xlim(0.9 if paper else None, 110)
+            read = [100 * b for line in block.lines if line.budgets and (b := line.budgets.byte)]
+            axis.set_xlim(0.9 if paper else min(read, default=1) / 1.25, 110)
     return figure
 
 

@@ -20,7 +20,10 @@ def draw(results: Results) -> Figure:
     layers = results.layers.merge(cells, left_on="cell", right_index=True)
     rates = acceptance(layers, by=("benchmark", "label", "layer", "head"))
     if rates.empty:
-        raise MacbenchError("no cell here counted matches; run one with method=mac first.")
+        raise MacbenchError(
+            "no cell here counted matches; run one with method=mac first (of an archive without "
+            "layers.* no heads can be drawn)."
+        )
     groups = [*rates.groupby(["benchmark", "label"])]
     figure, axes = plt.subplots(
         len(groups), 2, figsize=(9, 1.1 + 1.6 * len(groups)), squeeze=False, layout="constrained"

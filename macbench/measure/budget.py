@@ -1,7 +1,8 @@
 """What a cell's decode read, as shares of full attention's reads, and how often MAC reused.
 
-Every figure is a sum over scored steps, layers and heads of all samples, divided by the same sum of
-its denominator: long answers weigh more than short ones, and samples without a scored step nothing.
+Of a task every figure is a sum over scored steps, layers and heads of all samples, divided by the
+same sum of its denominator: long answers weigh more than short ones, and samples without a scored
+step nothing. Tasks weigh equally, as they do in a score.
 """
 
 from __future__ import annotations
@@ -41,6 +42,19 @@ def budgets(samples: pd.DataFrame, token_bytes: int) -> Budgets:
         byte=float((total["kv_tokens"] * token_bytes + total["meta_bytes"]) / full),
         resident=resident,
     )
+
+
+def mean_over_tasks(tasks: Sequence[Budgets]) -> Budgets:
+    """The mean of tasks' budgets; of what is read over those that had a scored step."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    resident = mean([task.resident for task in tasks])
+    assert resident is not None
+    read = (mean([getattr(task, name) for task in tasks]) for name in ("head", "token", "byte"))
+    return Budgets(*read, resident)
 
 
 def acceptance(layers: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

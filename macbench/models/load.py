@@ -61,7 +61,7 @@ def load(source: Source) -> Model:
         lora.merge(lm, adapter)
         lm = lm.to(dtype)
         weights = f"{weights}+sha256:{adapter.checksum}"
-        notes = (*notes, "adapter merged")
+        notes = (*notes, f"adapter {adapter.checksum[:8]} merged")
     else:
         lm = _read(source, place, "AutoModelForCausalLM", dtype=dtype, **options)
         weights = weights or identity(place)
