@@ -23,9 +23,8 @@ from macbench.kernels.workspace import power
 
 LOG2E = tl.constexpr(1.4426950408889634)
 CHUNK = 32  # tokens that a program of `attend`, one warp, takes at a time
-PROGRAMS = (
-    1584  # of `attend`, about, if lists are few: 12 warps fit a multiprocessor of a large card
-)
+PROGRAMS = 1584  # of `attend`, about, if lists are few: as many as fit a large card
+REGISTERS = 168  # of a thread; 12 warps fit a multiprocessor of a large card
 TOKENS = 128  # of a program of `logits`
 PARTIALS = 32  # merged at a time
 
@@ -62,61 +61,47 @@ def _words(codes, token, held, UNITS: tl.constexpr, DIMS: tl.constexpr, BITS: tl
 
 
 @triton.jit
-def _codes(words, BITS: tl.constexpr):
-    """Words [N, W] -> their codes, fp16 [N, J, W, 2]: j-th of a word's J = 16 / BITS low ones, and
-    of its high ones. Bits [at, at + BITS) of 2^(10 - at) in fp16 are those that count ones."""
-    place = tl.arange(0, 16 // BITS) * BITS
-    at = place % 8
-    mask, power = ((1 << BITS) - 1 << at) * 0x10001, (25 - at << 10) * 0x10001
-    x = words[:, None, :] >> (place - at)[None, :, None]
-    x = x & mask[None, :, None] | power[None, :, None]
+def _code(words, AT: tl.constexpr, BITS: tl.constexpr):
+    """Codes at bits [AT, AT + BITS) of both halves of words [...], fp16 [..., 2]: in the mantissa
+    of 2^(10 - AT), whose bit AT counts ones."""
+    MASK: tl.constexpr = ((1 << BITS) - 1 << AT) * 0x10001
+    POWER: tl.constexpr = (25 - AT << 10) * 0x10001
+    x = words & MASK | POWER
     x = tl.join(x.to(tl.int16), (x >> 16).to(tl.int16)).to(tl.float16, bitcast=True)
-    return x - (1 << 10 - at).to(tl.float16)[None, :, None, None]
+    return x - (1 << 10 - AT)
+
+
+@triton.jit
+def _codes(words, BITS: tl.constexpr):
+    """Words [N, W] -> fp16 [N, J, W, 2]: the j-th of the J = 16 / BITS codes of both halves."""
+    x = tl.join(words, words >> 8)
+    if BITS == 8:
+        x = _code(x, 0, BITS)
+    elif BITS == 4:
+        x = tl.join(_code(x, 0, BITS), _code(x, 4, BITS))
+    else:
+        even = tl.join(_code(x, 0, BITS), _code(x, 4, BITS))
+        odd = tl.join(_code(x, 2, BITS), _code(x, 6, BITS))
+        x = tl.join(even, odd)
+    x = tl.reshape(x, [words.shape[0], words.shape[1], 2, 2, 8 // BITS])
+    x = tl.permute(x, (0, 2, 4, 1, 3))
+    return tl.reshape(x, [words.shape[0], 16 // BITS, words.shape[1], 2])
 
 
 @triton.jit
 def _key_order(x, BITS: tl.constexpr):
-    """Channels of [N, DIMS] as `_keys` has them: the j-th of every word's low and high half."""
-    N: tl.constexpr = x.shape[0]
-    DIMS: tl.constexpr = x.shape[1]
-    x = tl.reshape(x, [N, DIMS * BITS // 32, 2, 16 // BITS])
-    return tl.reshape(tl.permute(x, (0, 3, 1, 2)), [N, DIMS])
+    """[N, DIMS] as `_codes` has it of the words of N keys."""
+    x = tl.reshape(x, [x.shape[0], x.shape[1] * BITS // 32, 2, 16 // BITS])
+    return tl.permute(x, (0, 3, 1, 2))
 
 
 @triton.jit
 def _value_order(x, BITS: tl.constexpr):
-    """Channels of [N, DIMS] as `_values` has them: the j-th of low halves, then of high ones."""
-    N: tl.constexpr = x.shape[0]
-    DIMS: tl.constexpr = x.shape[1]
-    x = tl.reshape(x, [N, DIMS * BITS // 32, 2, 16 // BITS])
-    return tl.reshape(tl.permute(x, (0, 3, 2, 1)), [N, DIMS])
-
-
-@triton.jit
-def _keys(codes, token, held, UNITS: tl.constexpr, DIMS: tl.constexpr, BITS: tl.constexpr):
-    """Codes of tokens [N] as fp16 [N, DIMS], channels in `_key_order`."""
-    words = _words(codes, token, held, UNITS, DIMS, BITS)
-    return tl.reshape(_codes(words, BITS), [token.shape[0], DIMS])
-
-
-@triton.jit
-def _pairs(x):
-    """[N, C] -> [N / 2, C, 2], neighbouring tokens last."""
-    return tl.permute(tl.reshape(x, [x.shape[0] // 2, 2, x.shape[1]]), (0, 2, 1))
-
-
-@triton.jit
-def _values(
-    codes, start, stop, UNITS: tl.constexpr, DIMS: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr
-):
-    """Codes of N tokens from `start` on, 0 from `stop`, as fp16 [N / 2, DIMS, 2]: channels in
-    `_value_order`, neighbouring tokens last."""
-    even = start + 2 * tl.arange(0, N // 2)
-    a = _words(codes, even, even < stop, UNITS, DIMS, BITS)
-    b = _words(codes, even + 1, even + 1 < stop, UNITS, DIMS, BITS)
-    halves = tl.join(a & 0xFFFF | b << 16, (a >> 16) & 0xFFFF | b & -0x10000)
-    words = tl.reshape(tl.permute(halves, (0, 2, 1)), [N // 2, DIMS * BITS // 16])
-    return tl.reshape(_codes(words, BITS), [N // 2, DIMS, 2])
+    """[N, DIMS] as `_codes` has it of words that neighbouring values share: of their low halves,
+    then of their high ones."""
+    x = tl.reshape(x, [x.shape[0] // 2, 2, x.shape[1] * BITS // 32, 2, 16 // BITS])
+    x = tl.permute(x, (0, 4, 3, 2, 1))
+    return tl.reshape(x, [x.shape[0], 16 // BITS, x.shape[2] * x.shape[3], 2])
 
 
 @triton.jit
@@ -134,11 +119,68 @@ def _by_token(part, token, held, D: tl.constexpr, DIMS: tl.constexpr, TILE: tl.c
 
 
 @triton.jit
-def _by_channel(part, token, held, D: tl.constexpr, DIMS: tl.constexpr, TILE: tl.constexpr):
-    """What groups of TILE tokens share in each channel, for each token: [N, DIMS]."""
+def _by_channel(
+    part, start, held, D: tl.constexpr, DIMS: tl.constexpr, TILE: tl.constexpr, N: tl.constexpr
+):
+    """What groups of TILE tokens share in each channel, for N tokens from `start`, a multiple of N:
+    [1, DIMS] where they lie in one group, else [N, DIMS]."""
     lane = tl.arange(0, DIMS)
-    at = (token // TILE)[:, None] * D + lane[None, :]
-    return tl.load(part + at, held[:, None] & (lane < D)[None, :], 0.0)
+    if TILE % N == 0:
+        return tl.load(part + (start // TILE * D + lane)[None, :], (lane < D)[None, :], 0.0)
+    else:
+        at = ((start + tl.arange(0, N)) // TILE)[:, None] * D + lane[None, :]
+        return tl.load(part + at, held[:, None] & (lane < D)[None, :], 0.0)
+
+
+@triton.jit
+def _keys(
+    codes,
+    scale,
+    low,
+    start,
+    held,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BITS: tl.constexpr,
+    TILE: tl.constexpr,
+    N: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """N keys from `start`, in `_key_order`; only those held mean anything."""
+    dtype: tl.constexpr = tl.float32 if WIDE else tl.float16
+    x = _codes(_words(codes, start + tl.arange(0, N), held, UNITS, DIMS, BITS), BITS)
+    scale = _key_order(_by_channel(scale, start, held, D, DIMS, TILE, N), BITS)
+    low = _key_order(_by_channel(low, start, held, D, DIMS, TILE, N), BITS)
+    return x.to(dtype) * scale.to(dtype) + low.to(dtype)
+
+
+@triton.jit
+def _values(
+    codes,
+    scale,
+    low,
+    start,
+    held,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BITS: tl.constexpr,
+    TILE: tl.constexpr,
+    N: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """N values from `start`, in `_value_order`; only those held mean anything."""
+    dtype: tl.constexpr = tl.float32 if WIDE else tl.float16
+    W: tl.constexpr = DIMS * BITS // 32
+    token = start + tl.arange(0, N)
+    x = _words(codes, token, held, UNITS, DIMS, BITS)
+    a, b = tl.split(tl.permute(tl.reshape(x, [N // 2, 2, W]), (0, 2, 1)))
+    x = tl.join(a & 0xFFFF | b << 16, (a >> 16) & 0xFFFF | b & -0x10000)
+    x = _codes(tl.reshape(tl.permute(x, (0, 2, 1)), [N // 2, 2 * W]), BITS)
+    scale = _value_order(_by_token(scale, token, held, D, DIMS, TILE), BITS)
+    low = _value_order(_by_token(low, token, held, D, DIMS, TILE), BITS)
+    return x.to(dtype) * scale.to(dtype) + low.to(dtype)
 
 
 @triton.jit
@@ -156,7 +198,7 @@ def _query(
     lane, query = tl.arange(0, DIMS), tl.arange(0, Q)
     own = (query < G)[:, None] & (lane < D)[None, :]
     tile = tl.load(q + (list_ * G + query)[:, None] * D + lane[None, :], own, 0.0)
-    tile = tl.trans(_key_order(tile, BITS))
+    tile = tl.trans(tl.reshape(_key_order(tile, BITS), [Q, DIMS]))
     return tile if WIDE else tile.to(tl.float16)
 
 
@@ -203,7 +245,8 @@ def _logits(
     query = tl.arange(0, Q)
     tile = _query(q, list_, G, D, DIMS, BITS, Q, WIDE)
     first = (row * HKV + head).to(tl.int64) * room
-    keys = _keys(codes + first * UNITS, token, held, UNITS, DIMS, BITS).to(tile.dtype)
+    words = _words(codes + first * UNITS, token, held, UNITS, DIMS, BITS)
+    keys = tl.reshape(_codes(words, BITS), [TOKENS, DIMS]).to(tile.dtype)
     score = tl.dot(keys, tile, input_precision="ieee")
     step = tl.load(scale + first + token, held, 0.0).to(tl.float32)
     least = tl.load(low + first + token, held, 0.0).to(tl.float32)
@@ -268,34 +311,15 @@ def logits(
 
 
 @triton.jit
-def _restored_keys(
-    codes,
-    scale,
-    low,
-    start,
-    stop,
-    D: tl.constexpr,
-    BITS: tl.constexpr,
-    KEYS: tl.constexpr,
-    N: tl.constexpr,
-):
-    """Codes [N, DIMS] of tokens from `start` on -> keys; one scale a channel serves a whole chunk
-    where KEYS, the tokens that share it, allow."""
-    token = start + tl.arange(0, N if KEYS % N else 1)
-    held = token < stop
-    step = _by_channel(scale, token, held, D, codes.shape[1], KEYS).to(codes.dtype)
-    least = _by_channel(low, token, held, D, codes.shape[1], KEYS).to(codes.dtype)
-    return codes * _key_order(step, BITS) + _key_order(least, BITS)
-
-
-@triton.jit
-def _softmax(score, top, mass):
-    """Base-2 logits [N, Q] of a chunk, a finite one in each column, and the running maximum and
-    mass [Q] -> (weights, by what all before shrinks, maximum, mass)."""
+def _added(score, values, top, mass, out):
+    """Base-2 logits [N, Q] of a chunk, a finite one in each column, and its values in
+    `_value_order`, added to the running maximum and mass [Q] and output [DIMS, Q]."""
     higher = tl.maximum(top, tl.max(score, 0))
     p = tl.exp2(score - higher[None, :])
     shrink = tl.exp2(top - higher)
-    return p, shrink, higher, mass * shrink + tl.sum(p, 0)
+    values = tl.reshape(tl.permute(values, (1, 2, 0, 3)), [out.shape[0], score.shape[0]])
+    out = tl.dot(values, p.to(values.dtype), out * shrink[None, :], input_precision="ieee")
+    return higher, mass * shrink + tl.sum(p, 0), out
 
 
 @triton.jit
@@ -311,13 +335,14 @@ def _attend(
     v_pool,
     table,  # [B, M]
     lens,  # [B]
-    part_o,  # [B * HKV, splits + 1, G, DIMS] out
-    part_l,  # [B * HKV, splits + 1, G] out, log2
+    part_o,  # [B * HKV, programs, G, DIMS] out
+    part_l,  # [B * HKV, programs, G] out, log2
     factor,
     room,
     M,
     splits,
     residual,
+    window,
     HKV: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -331,9 +356,8 @@ def _attend(
     Q: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """A program attends to its share of one KV head's packed tokens, in chunks; the last program to
-    the window of those behind them, of which at least the values are exact."""
-    wide: tl.constexpr = tl.float32 if WIDE else tl.float16
+    """A program attends to its share of one KV head's chunks of which all is packed, or, from
+    `splits` on, to `window` tokens behind them."""
     list_, program = tl.program_id(1), tl.program_id(0)
     row, head = list_ // HKV, list_ % HKV
     length = tl.load(lens + row).to(tl.int32)
@@ -354,43 +378,39 @@ def _attend(
     top = tl.full([Q], float("-inf"), tl.float32)
     mass = tl.zeros([Q], tl.float32)
     out = tl.zeros([DIMS, Q], tl.float32)
-    chunks = tl.cdiv(packed_v, N)
-    share = tl.cdiv(chunks, splits)
-    for c in range(program * share, tl.minimum(program * share + share, chunks)):
-        token = c * N + index
-        held = token < packed_v
-        keys = _keys(k_codes, token, held, UNITS, DIMS, BITS).to(wide)
-        keys = _restored_keys(keys, k_scale, k_low, c * N, packed_v, D, BITS, KEYS, N)
-        score = tl.dot(keys, tile, input_precision="ieee")
-        score = tl.where(held[:, None], score * factor, float("-inf"))
-        p, shrink, top, mass = _softmax(score, top, mass)
-        values = _values(v_codes, c * N, packed_v, UNITS, DIMS, BITS, N).to(wide)
-        step = _by_token(v_scale, token, held, D, DIMS, VALUES).to(wide)
-        least = _by_token(v_low, token, held, D, DIMS, VALUES).to(wide)
-        values = values * _pairs(_value_order(step, BITS)) + _pairs(_value_order(least, BITS))
-        values = tl.reshape(tl.permute(values, (1, 0, 2)), [DIMS, N])
-        out = tl.dot(values, p.to(wide), out * shrink[None, :], input_precision="ieee")
-    start = tl.where(program == splits, packed_v // N, tl.cdiv(length, N))
-    for c in tl.range(start, tl.cdiv(length, N), num_stages=1):
-        token = c * N + index
-        held = token < packed_k
-        keys = _keys(k_codes, token, held, UNITS, DIMS, BITS).to(wide)
-        keys = _restored_keys(keys, k_scale, k_low, c * N, packed_k, D, BITS, KEYS, N)
-        live = (token >= packed_v) & (token < length)
+    whole = packed_v // N  # chunks of which all is packed
+    share = tl.cdiv(whole, splits)
+    every = tl.full([N], True, tl.int1)
+    for c in range(program * share, tl.minimum(program * share + share, whole)):
+        at = c * N
+        keys = _keys(k_codes, k_scale, k_low, at, every, D, DIMS, UNITS, BITS, KEYS, N, WIDE)
+        score = tl.dot(tl.reshape(keys, [N, DIMS]), tile, input_precision="ieee")
+        values = _values(v_codes, v_scale, v_low, at, every, D, DIMS, UNITS, BITS, VALUES, N, WIDE)
+        top, mass, out = _added(score * factor, values, top, mass, out)
+    begin = tl.where(program < splits, length, whole * N + (program - splits) * window)
+    for at in tl.range(begin, tl.minimum(begin + window, length), N, num_stages=1):
+        token = at + index
+        live = token < length
         page = tl.load(table + row * M + token // PAGE, live, 0).to(tl.int64)
-        at = ((page * HKV + head) * PAGE + token % PAGE)[:, None] * D + lane[None, :]
-        exact = live[:, None] & (lane < D)[None, :]
-        fresh = tl.load(k_pool + at, exact & (token >= packed_k)[:, None], 0.0)
-        keys = tl.where(held[:, None], keys, _key_order(fresh, BITS).to(wide))
-        score = tl.dot(keys, tile, input_precision="ieee")
+        pool = ((page * HKV + head) * PAGE + token % PAGE)[:, None] * D + lane[None, :]
+        real = live[:, None] & (lane < D)[None, :]
+        held = token < packed_k
+        keys = _keys(k_codes, k_scale, k_low, at, held, D, DIMS, UNITS, BITS, KEYS, N, WIDE)
+        exact = _key_order(tl.load(k_pool + pool, real & ~held[:, None], 0.0), BITS)
+        keys = tl.where(held[:, None, None, None], keys, exact.to(keys.dtype))
+        score = tl.dot(tl.reshape(keys, [N, DIMS]), tile, input_precision="ieee")
         score = tl.where(live[:, None], score * factor, float("-inf"))
-        p, shrink, top, mass = _softmax(score, top, mass)
-        values = tl.trans(_value_order(tl.load(v_pool + at, exact, 0.0), BITS)).to(wide)
-        out = tl.dot(values, p.to(wide), out * shrink[None, :], input_precision="ieee")
+        held = token < packed_v
+        values = _values(v_codes, v_scale, v_low, at, held, D, DIMS, UNITS, BITS, VALUES, N, WIDE)
+        exact = _value_order(tl.load(v_pool + pool, real & ~held[:, None], 0.0), BITS)
+        pair = tl.reshape(held, [N // 2, 2])
+        values = tl.where(pair[:, None, None, :], values, exact.to(values.dtype))
+        top, mass, out = _added(score, values, top, mass, out)
 
     safe = tl.where(mass > 0, mass, 1.0)
-    slot = (list_ * (splits + 1) + program).to(tl.int64) * G + query
-    channel = tl.ravel(_value_order(lane[None, :], BITS))
+    slot = (list_ * tl.num_programs(0) + program).to(tl.int64) * G + query
+    channel = tl.reshape(lane, [DIMS * BITS // 32, 2, 16 // BITS])
+    channel = tl.reshape(tl.permute(channel, (2, 1, 0)), [DIMS])  # in `_value_order`
     at = slot[None, :] * DIMS + channel[:, None]
     tl.store(part_o + at, out / safe[None, :], (query < G)[None, :])
     tl.store(part_l + slot, tl.where(mass > 0, top + tl.log2(safe), float("-inf")), query < G)
@@ -439,14 +459,14 @@ def attend(
     """
     b, q_heads, d = q.shape
     kv_heads, room = keys[0].shape[1:3]
-    group, dims, columns = (
-        q_heads // kv_heads,
-        padded(d, bits)[1] * 8 // bits,
-        tile_of(q_heads // kv_heads),
-    )
+    group, dims = q_heads // kv_heads, padded(d, bits)[1] * 8 // bits
+    columns = tile_of(group)
     k_codes, v_codes = units(keys[0]), units(values[0])
-    splits = max(1, min(PROGRAMS // (b * kv_heads), triton.cdiv(size, CHUNK)))
-    partials = splits + 1  # of a head
+    chunks = triton.cdiv(size, CHUNK)
+    splits = max(1, min(PROGRAMS // (b * kv_heads) - 1, chunks))
+    share = triton.cdiv(chunks, splits)
+    window = max(1, share // 4) * CHUNK  # an exact chunk takes about as long as four packed ones
+    partials = splits + triton.cdiv(min(residual + CHUNK, size), window)  # of a head
     part_o = torch.empty(b * kv_heads, partials, group, dims, dtype=torch.float32, device=q.device)
     part_l = torch.empty(b * kv_heads, partials, group, dtype=torch.float32, device=q.device)
     output = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -467,6 +487,7 @@ def attend(
         table.stride(0),
         splits,
         residual,
+        window,
         HKV=kv_heads,
         G=group,
         D=d,
@@ -480,6 +501,7 @@ def attend(
         Q=columns,
         WIDE=q.dtype == torch.float32,
         num_warps=max(1, dims * columns // 2048),
+        maxnreg=REGISTERS,
     )
     _merge[(b * q_heads,)](
         part_o,
