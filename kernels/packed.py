@@ -4,7 +4,7 @@ From memory come codes, scales and minima only. A word of 32 bits is two halves,
 on it unpacks a code of each: masked, a code is part of the mantissa of an fp16 number with a known
 exponent. A product takes two halves from one register, so those of a word are two channels of a
 key, and those of two tokens' words one channel of both values. Tiles therefore hold channels in
-another order (`_key_order`, `_value_order`), in which q and scales are brought once.
+another order (`_key_order`, `_value_order`), into which q, scales and exact vectors are brought.
 
 Torch reference: `macbench.attention.quantise.Packed`, read as a whole. Products are taken in fp16
 where the model has 16 bits (fp32 sums), in fp32 where it has 32. What is written: `kernels.pack`.
@@ -22,9 +22,9 @@ from macbench.kernels.partials import gathered, partials_at
 from macbench.kernels.workspace import power
 
 LOG2E = tl.constexpr(1.4426950408889634)
-CHUNK = 32  # tokens that a program of `attend`, one warp, takes at a time
-PROGRAMS = 1584  # of `attend`, about, if lists are few: as many as fit a large card
-REGISTERS = 168  # of a thread; 12 warps fit a multiprocessor of a large card
+CHUNK = 32  # packed tokens that a program of `attend`, mostly one warp, takes at a time
+PROGRAMS = 1584  # of `attend`, about, if lists are few: 12 fit a multiprocessor of a large card
+REGISTERS = 168  # of a thread, for that
 TOKENS = 128  # of a program of `logits`
 PARTIALS = 32  # merged at a time
 
@@ -364,7 +364,7 @@ def _attend(
     before = tl.maximum(length - 1, 0)
     packed_k = before - before % residual
     packed_v = tl.maximum(before - residual, 0)
-    lane, query, index = tl.arange(0, DIMS), tl.arange(0, Q), tl.arange(0, N)
+    lane, query = tl.arange(0, DIMS), tl.arange(0, Q)
     tile = _query(q, list_, G, D, DIMS, BITS, Q, WIDE)
     first = list_.to(tl.int64) * room
     k_codes += first * UNITS
@@ -388,22 +388,25 @@ def _attend(
         values = _values(v_codes, v_scale, v_low, at, every, D, DIMS, UNITS, BITS, VALUES, N, WIDE)
         top, mass, out = _added(score * factor, values, top, mass, out)
     begin = tl.where(program < splits, length, whole * N + (program - splits) * window)
-    for at in tl.range(begin, tl.minimum(begin + window, length), N, num_stages=1):
-        token = at + index
+    for at in tl.range(begin, tl.minimum(begin + window, length), PAGE, num_stages=1):
+        token = at + tl.arange(0, PAGE)
         live = token < length
-        page = tl.load(table + row * M + token // PAGE, live, 0).to(tl.int64)
-        pool = ((page * HKV + head) * PAGE + token % PAGE)[:, None] * D + lane[None, :]
+        page = tl.load(table + row * M + at // PAGE).to(tl.int64)
+        first = (page * HKV + head) * PAGE * D
+        pool = tl.arange(0, PAGE)[:, None] * D + lane[None, :]
         real = live[:, None] & (lane < D)[None, :]
         held = token < packed_k
-        keys = _keys(k_codes, k_scale, k_low, at, held, D, DIMS, UNITS, BITS, KEYS, N, WIDE)
-        exact = _key_order(tl.load(k_pool + pool, real & ~held[:, None], 0.0), BITS)
+        keys = _keys(k_codes, k_scale, k_low, at, held, D, DIMS, UNITS, BITS, KEYS, PAGE, WIDE)
+        exact = _key_order(tl.load(k_pool + first + pool, real & ~held[:, None], 0.0), BITS)
         keys = tl.where(held[:, None, None, None], keys, exact.to(keys.dtype))
-        score = tl.dot(tl.reshape(keys, [N, DIMS]), tile, input_precision="ieee")
+        score = tl.dot(tl.reshape(keys, [PAGE, DIMS]), tile, input_precision="ieee")
         score = tl.where(live[:, None], score * factor, float("-inf"))
         held = token < packed_v
-        values = _values(v_codes, v_scale, v_low, at, held, D, DIMS, UNITS, BITS, VALUES, N, WIDE)
-        exact = _value_order(tl.load(v_pool + pool, real & ~held[:, None], 0.0), BITS)
-        pair = tl.reshape(held, [N // 2, 2])
+        values = _values(
+            v_codes, v_scale, v_low, at, held, D, DIMS, UNITS, BITS, VALUES, PAGE, WIDE
+        )
+        exact = _value_order(tl.load(v_pool + first + pool, real & ~held[:, None], 0.0), BITS)
+        pair = tl.reshape(held, [PAGE // 2, 2])
         values = tl.where(pair[:, None, None, :], values, exact.to(values.dtype))
         top, mass, out = _added(score, values, top, mass, out)
 
@@ -465,7 +468,7 @@ def attend(
     chunks = triton.cdiv(size, CHUNK)
     splits = max(1, min(PROGRAMS // (b * kv_heads) - 1, chunks))
     share = triton.cdiv(chunks, splits)
-    window = max(1, share // 4) * CHUNK  # an exact chunk takes about as long as four packed ones
+    window = max(1, share // 4) * CHUNK  # exact tokens take about four times as long
     partials = splits + triton.cdiv(min(residual + CHUNK, size), window)  # of a head
     part_o = torch.empty(b * kv_heads, partials, group, dims, dtype=torch.float32, device=q.device)
     part_l = torch.empty(b * kv_heads, partials, group, dtype=torch.float32, device=q.device)
