@@ -107,11 +107,12 @@ def _value_order(x, BITS: tl.constexpr):
 @triton.jit
 def _by_token(part, token, held, D: tl.constexpr, DIMS: tl.constexpr, TILE: tl.constexpr):
     """What groups of TILE channels of a token share, for each channel: [N, DIMS]."""
-    if (TILE & (TILE - 1)) == 0 and DIMS == D:
-        group = tl.arange(0, D // TILE)
-        x = tl.load(part + token[:, None] * (D // TILE) + group[None, :], held[:, None], 0.0)
-        x = tl.broadcast_to(x[:, :, None], [token.shape[0], D // TILE, TILE])
-        return tl.reshape(x, [token.shape[0], D])
+    if (TILE & (TILE - 1)) == 0:
+        group = tl.arange(0, DIMS // TILE)
+        there = held[:, None] & (group < D // TILE)[None, :]
+        x = tl.load(part + token[:, None] * (D // TILE) + group[None, :], there, 0.0)
+        x = tl.broadcast_to(x[:, :, None], [token.shape[0], DIMS // TILE, TILE])
+        return tl.reshape(x, [token.shape[0], DIMS])
     else:
         lane = tl.arange(0, DIMS)
         at = token[:, None] * (D // TILE) + lane[None, :] // TILE
