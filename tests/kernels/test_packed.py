@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -66,11 +67,13 @@ class Attend(Shape):
         parts = [[x.to(device) for x in packed.layer(0)] for packed in (keys, values)]
         pools = given.k, given.v, given.table
         size = int(given.lens.max())
-        ours = packed_module.attend(
-            given.q, *parts, self.bits, *pools, given.lens, self.residual, 0.3, size
-        )
-        assert ours.dtype == given.q.dtype
-        torch.testing.assert_close(ours.cpu().double(), want, **CLOSE[self.dtype])
+        for programs in (packed_module.PROGRAMS, 1):  # a chunk each, or all in one
+            with patch.object(packed_module, "PROGRAMS", programs):
+                ours = packed_module.attend(
+                    given.q, *parts, self.bits, *pools, given.lens, self.residual, 0.3, size
+                )
+            assert ours.dtype == given.q.dtype
+            torch.testing.assert_close(ours.cpu().double(), want, **CLOSE[self.dtype])
         return None
 
 
@@ -375,6 +378,7 @@ CARD = [
     Attend(4, 3, 3, 64, 32, (8000, 4097, 1, 300), 128, "bfloat16"),
     Attend(2, 8, 4, 128, 32, (5000, 2), 128, "bfloat16"),
     Attend(8, 1, 16, 128, 64, (5000, 129), 128, "float16"),
+    Attend(4, 1, 12, 256, 32, (3000, 40), 128, "bfloat16"),  # more than a warp
     Logits(4, 3, 3, 64, 64, (8000, 4097, 1), dtype="bfloat16"),
     Logits(4, 8, 4, 128, 128, (9000, 20), dtype="float16"),
     Pack(4, 3, 1, 64, 32, (2048, 1000, 129), 128, "bfloat16"),
