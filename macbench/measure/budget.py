@@ -51,10 +51,12 @@ def mean_over_tasks(tasks: Sequence[Budgets]) -> Budgets:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
-    resident = mean([task.resident for task in tasks])
-    assert resident is not None
-    read = (mean([getattr(task, name) for task in tasks]) for name in ("head", "token", "byte"))
-    return Budgets(*read, resident)
+    return Budgets(
+        head=mean([task.head for task in tasks]),
+        token=mean([task.token for task in tasks]),
+        byte=mean([task.byte for task in tasks]),
+        resident=sum(task.resident for task in tasks) / len(tasks),
+    )
 
 
 def acceptance(layers: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
