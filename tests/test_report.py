@@ -35,6 +35,14 @@ def out(tmp_path):
     return tmp_path
 
 
+def test_budgets_weigh_tasks_like_scores(tmp_path):
+    """Two samples of a task that reads a fifth, eight of one that reads four."""
+    for task, scores, share in zip(TASKS, ([1, 1], 8 * [0]), (0.2, 0.8), strict=True):
+        write(tmp_path, "mac", {"tau": 0.45}, scores, task, share=share)
+    (pooled,) = [r for r in rows(tmp_path) if r["task"] == "all"]
+    assert float(pooled["accuracy"]) == float(pooled["head_budget"]) == 0.5
+
+
 def test_pooled_numbers(out):
     found = {r["method"]: r for r in rows(out) if r["task"] == "all"}
     assert list(found) == ["full", "mac tau=0.45", "oracle_topk"]  # full first, controls last

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from macbench.measure.budget import acceptance, budgets, match_radius
+from macbench.measure.budget import (
+    Budgets,
+    acceptance,
+    budgets,
+    match_radius,
+    mean_over_tasks,
+)
 
 GOOD = {"steps": 10, "resident": 1.5, "head_tokens": 30, "kv_tokens": 40, "meta_bytes": 160}
 GOOD |= {"context_head": 400, "context_kv": 100}
@@ -70,6 +76,14 @@ def long_form() -> pd.DataFrame:
             {**q, "cell": "full", "layer": 0, "head": 0, "hit": nan, "skip": nan},
         ]
     )
+
+
+def test_tasks_weigh_equally_whatever_their_steps():
+    """One that reads a fifth beside one that reads all, and one without a scored step."""
+    tasks = [Budgets(0.2, 0.2, 0.3, 1.0), Budgets(1.0, 1.0, 1.1, 1.0)]
+    tasks.append(Budgets(None, None, None, 4.0))
+    assert mean_over_tasks(tasks) == Budgets(0.6, 0.6, pytest.approx(0.7), 2.0)
+    assert mean_over_tasks(tasks[2:]) == tasks[2]
 
 
 def test_acceptance_by_hand():
