@@ -14,16 +14,17 @@ PANELS = (("acceptance", "acceptance rate"), ("skip", "skipped prefix (a miss co
 
 
 def draw(results: Results) -> Figure:
-    """A row per benchmark and MAC cell label, all its tasks together; x: layer, y: query head."""
+    """A row per benchmark and MAC cell label, the mean over its tasks; x: layer, y: query head."""
     benchmark = results.cells["task"].map(lambda task: task.partition("/")[0])
-    cells = results.cells[["label"]].assign(benchmark=benchmark)
+    cells = results.cells[["label", "task"]].assign(benchmark=benchmark)
     layers = results.layers.merge(cells, left_on="cell", right_index=True)
-    rates = acceptance(layers, by=("benchmark", "label", "layer", "head"))
-    if rates.empty:
+    each = acceptance(layers, by=("benchmark", "label", "task", "layer", "head"))
+    if each.empty:
         raise MacbenchError(
             "no cell here counted matches; run one with method=mac first (of an archive without "
             "layers.* no heads can be drawn)."
         )
+    rates = each.groupby(["benchmark", "label", "layer", "head"]).mean()
     groups = [*rates.groupby(["benchmark", "label"])]
     figure, axes = plt.subplots(
         len(groups), 2, figsize=(9, 1.1 + 1.6 * len(groups)), squeeze=False, layout="constrained"
