@@ -42,7 +42,7 @@ def test_what_does_not_fit_in_the_time_is_stopped(tmp_path):
     sleep = "import time\ntry: time.sleep(100)\nexcept KeyboardInterrupt: print('stopped')"
     wanted = {name: [sys.executable, "-c", sleep] for name in ("a/0", "b/0")}
     began = time.monotonic()
-    assert launch(wanted, tmp_path, 1, began + 3) == 1
+    assert launch(wanted, tmp_path, 1, began + 10) == 1  # a loaded machine starts Python slowly
     assert time.monotonic() - began < 60
     assert (tmp_path / "logs" / "a-0.txt").read_text() == "stopped\n"
     assert not (tmp_path / "logs" / "b-0.txt").exists()
