@@ -108,8 +108,6 @@ def summarise(results: Results) -> list[Block]:
     """The blocks of a results folder, by model, benchmark and length."""
     cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
     layers = results.layers.merge(cells[["row", "task"]], left_on="cell", right_index=True)
-    reuse = acceptance(layers, by=["row", "task"])
-    reuse = reuse if reuse.empty else reuse.groupby("row").mean()
     columns = ["task", "seed", "row"]
     samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
     samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
@@ -117,7 +115,7 @@ def summarise(results: Results) -> list[Block]:
     keys = ["model", family, "length", "hold", "dtype", "weights"]
     groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
     return [
-        _block(some, judged, reuse)
+        _block(some, judged, layers)
         for _, group in groups
         for some, judged in _by_judge(group, samples, results.scores)
     ]
@@ -158,11 +156,13 @@ def _conditions(identity: dict[str, Any]) -> str:
     return json.dumps([_family(task["name"]), task["knobs"], *same], sort_keys=True)
 
 
-def _block(cells: pd.DataFrame, samples: pd.DataFrame, reuse: pd.DataFrame) -> Block:
+def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> Block:
     version = cells["identity"].map(lambda identity: identity["task"]["version"])
     newest = version == version.groupby(cells["task"]).transform("max")
     older, cells = int((~newest).sum()), cells[newest]
     samples = samples[samples["cell"].isin(cells.index)]
+    reuse = acceptance(layers[layers["cell"].isin(cells.index)], by=["row", "task"])
+    reuse = reuse if reuse.empty else reuse.groupby("row").mean()
     rows = {str(key): group for key, group in cells.groupby("row")}
     labels = _labels(rows)
     passes = {
@@ -298,16 +298,17 @@ def _plan(config: dict[str, Any], label: str, samples: pd.DataFrame) -> Plan:
     stepped = samples[samples["steps"] > 0]
     context = stepped["context_kv"].astype(float)
     read = (stepped["kv_tokens"] + stepped["meta_bytes"] / token_bytes) / context
-    planned = samples["planned"].dropna().astype(float)
+    planned = samples.dropna(subset="planned").astype({"planned": float}).groupby("task")["planned"]
+    steps = stepped.astype({"context_kv": float}).groupby("task")[["context_kv", "steps"]].sum()
     times = [time for time in samples["time"] if isinstance(time, dict)]
     begin = [time["begin_s"] for time in times if "begin_s" in time]
     return Plan(
         row=" ".join(word for word in label.split() if not word.startswith(BUDGETS)),
         asked=asked.get("budget", asked.get("tokens")),
         floor=config["floor"],
-        planned=float(planned.mean()) if len(planned) else None,
+        planned=float(planned.mean().mean()) if len(planned) else None,
         spread=tuple(read.quantile([0.1, 0.5, 0.9])) if len(stepped) else None,  # type: ignore[arg-type]
-        step_bytes=float(context.sum() * token_bytes / stepped["steps"].sum())
+        step_bytes=float((steps["context_kv"] / steps["steps"]).mean() * token_bytes)
         if len(stepped)
         else 0,
         begin_s=sum(begin) / len(begin) if begin else None,

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from macbench.progress import Progress
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+
+
 @dataclass
 class Totals:
     """What a run did, for runs.jsonl."""
@@ -76,9 +79,13 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
         progress.note(told)
     totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
-    size = config.block
+    halved: dict[int, int] = {}  # blocks that fitted, by tokens of a row
     for group in groups:
-        size = run_group(config, model, group, totals, progress, sharing, size)
+        sizes = [size for tokens, size in halved.items() if tokens <= group.tokens]
+        first = min(sizes, default=config.block)
+        size = run_group(config, model, group, totals, progress, sharing, first)
+        if size < first:
+            halved[group.tokens] = size
     progress.stop()
     record_run(config, totals, began)
     del model, groups  # a judge may need the memory
@@ -171,6 +178,9 @@ def run_group(
                 start = block.stop
                 continue
             # Out of memory; out of the handler too, whose traceback would hold what it could free.
+            methods = [replace(m) for m in methods]  # type: ignore[type-var]  # without their memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             many = f"{len(block)} samples x {len(methods)} methods"
             if len(block) == 1:
                 reason = (
@@ -204,9 +214,9 @@ def answer(
     requests = [group.requests[i] for i in block]
     keep_all = partial(keep, config, model, group, block, methods, engine.resident, cells)
     answers = engine.run(requests, config.checkpoint if long(config, requests) else 0, keep_all)
-    count(answers, totals)
     totals.repeat_mismatch += differing(model, group, block, cells, answers)
     keep_all(answers)
+    count(answers, totals)
     on_cpu = model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
     if sharing and not totals.sharing and len(methods) > 1 and on_cpu:
         totals.sharing = engine.sharing(requests)
@@ -235,10 +245,15 @@ def check_prompts(group: Group, cell: Cell) -> None:
             )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error)  # torch's CPU allocator raises a plain RuntimeError
-    )
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is what is behind an error, as torch, Triton or a CUDA library says it."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            return True
+        error = error.__context__  # a graph that cannot be ended hides why
+    return False
 
 
 def make_engine(

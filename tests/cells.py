@@ -29,9 +29,11 @@ def write(
     share=None,
     planned=None,
     begin=None,
+    hits=3,
     **config,
 ):
-    """One cell whose samples read `share` of the cache (full all, else half); MAC hits 3 of 4."""
+    """One cell whose samples read `share` of the cache (full all, else half); MAC hits so many of
+    4."""
     identity = {
         "schema": 1,
         "model": {"name": "tiny", "weights": "w"},
@@ -82,8 +84,8 @@ def write(
             }
             sums = {"head_tokens": [[400 * share] * 2], "kv_tokens": [[400 * share]]}
             if method == "mac":
-                sums |= {k: [[3.0, 3.0]] for k in ("hit", "distance", "gap", "skip", "depth")}
-                sums |= {"group_hit": [[3.0]]}
+                stats = ("hit", "distance", "gap", "skip", "depth")
+                sums |= {k: [[float(hits)] * 2] for k in stats} | {"group_hit": [[float(hits)]]}
             cell.append(row, {"index": i, "id": row["id"], "steps": 4.0, "context": 400.0, **sums})
         if failed:
             cell.fail(failed)

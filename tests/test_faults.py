@@ -61,7 +61,12 @@ def test_a_run_killed_three_times_ends_as_an_undisturbed_one(tmp_path, tiny, cap
     assert files(broken) == files(whole)
 
 
-def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(), RuntimeError("Triton Error [CUDA]: out of memory")],
+    ids=["torch", "triton"],
+)
+def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch, error):
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     words = ["run", *TASK, *tiny, "method=[full,random]", "limit=5"]
     assert main([*words, "block=2", f"out={whole}"]) == 0
@@ -70,7 +75,7 @@ def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch
     def make_engine(config, model, group, methods, slots, backend, *more):
         made.append(slots)
         if slots > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return real(config, model, group, methods, slots, backend, *more)
 
     real = run.make_engine

@@ -43,6 +43,14 @@ def test_budgets_weigh_tasks_like_scores(tmp_path):
     assert float(pooled["accuracy"]) == float(pooled["head_budget"]) == 0.5
 
 
+def test_acceptance_is_of_the_cells_that_the_line_is_of(tmp_path):
+    """An older version of a task, in which other samples were asked, is in no figure."""
+    write(tmp_path, "mac", {"tau": 0.45}, [1], version=2)
+    write(tmp_path, "mac", {"tau": 0.45}, [1], version=1, hits=0)
+    (pooled,) = [r for r in rows(tmp_path) if r["task"] == "all"]
+    assert float(pooled["acceptance"]) == 0.75 and int(pooled["n"]) == 1
+
+
 def test_pooled_numbers(out):
     found = {r["method"]: r for r in rows(out) if r["task"] == "all"}
     assert list(found) == ["full", "mac tau=0.45", "oracle_topk"]  # full first, controls last

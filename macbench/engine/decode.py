@@ -73,7 +73,8 @@ class Loop:
         """Before the step after `done` steps: what the host has to do, and knows of it."""
         slots = len(self.began) // len(self.forks)
         for m, fork in enumerate(self.forks):
-            self.methods[m].between(fork, done)
+            if m in self.active:
+                self.methods[m].between(fork, done)
             began = self.began[m * slots : (m + 1) * slots]
             lens = [min(n + done + 1, self.most) for n in began]
             fork.plan(lens, self.methods[m].lists(lens))
