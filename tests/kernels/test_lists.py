@@ -187,6 +187,31 @@ def test_choices_and_scores_on_a_card(case):
     assert check(case, "cuda") is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_captured_choices_replay():
+    """Lists of several chunks: what a replay starts from, it sets itself."""
+    from macbench.kernels.nucleus import nucleus
+
+    def chosen(scores):
+        best = select_module.select(scores, counts, 3000, 2)
+        return *best, *nucleus(scores[:, :, None], 0.6, 2, 9000)
+
+    draw = torch.Generator("cuda").manual_seed(0)
+    given = [torch.randn(2, 6, 9000, generator=draw, device="cuda") for _ in range(3)]
+    counts = torch.tensor([[3000, 17, 0, 2999, 1, 1200]] * 2, device="cuda")
+    scores = given[0].clone()
+    chosen(scores)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours = chosen(scores)
+    for each in (*given, given[1]):
+        scores.copy_(each)
+        graph.replay()
+        for one, other in zip(ours, chosen(each), strict=True):
+            assert torch.equal(one, other)
+
+
 def check(case: Best | Scores, device: str = "cpu") -> str | None:
     return (wrong_choice if isinstance(case, Best) else wrong_scores)(case, device)
 
