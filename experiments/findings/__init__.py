@@ -9,7 +9,7 @@ stopped, and the same command continues. `macbench compare OUT/ruler_8k` reads w
 from __future__ import annotations
 
 BUDGETS = "[0.1,0.2,0.5]"
-QUICK = (  # those whose steps are kernels of ours
+QUICK = (  # MAC, and what takes least of a card's time
     "method=[full,full/split,mac,mac/authors,quest,quest/sparse,snapkv,snapkv/wide,snapkv/ada,"
     "pyramidkv,streaming_llm,rocketkv,double_sparsity,double_sparsity/shared,oracle_topk,random]",
     "mac.tau=[0.3,0.45,0.6,0.75]",
@@ -20,12 +20,12 @@ QUICK = (  # those whose steps are kernels of ours
     "random.tokens=0.2",
     "unreachable=floor",
 )
-TORCH = (  # those that decode, or read the prompt once more, in plain torch
+MORE = (  # the others, some of which work long on a prompt
     "method=[twilight,kivi,kivi/2bit,multipole,tova,h2o]",
     *(f"{name}.budget={BUDGETS}" for name in ("multipole", "tova", "h2o")),
     "unreachable=floor",
 )
-SETS = {"quick": QUICK, "torch": TORCH}
+SETS = {"quick": QUICK, "more": MORE}
 FEW = (  # where an answer is long
     "method=[full,mac,quest,snapkv/recompress,streaming_llm]",
     "mac.tau=[0.45,0.75]",
