@@ -4,6 +4,7 @@ MAC: tau and K. Held-out samples are decoded once by full attention with MAC's r
 (`macbench.shadow`), bisection finds the strictest tau for every ring size, and of the ring sizes
 the one that allows the strictest is taken: its ring costs bytes, too. Other methods: their own
 budget knob, which where heads choose for themselves says less than is read, or Twilight's p.
+Tasks weigh the same, however long their answers, as in the tables.
 
 Then the method itself runs on the same samples, and where it reads something else (MAC's answers
 and queries drift, heads disagree), the aim is moved; the run that came nearest is kept.
@@ -11,6 +12,7 @@ and queries drift, heads disagree), the aim is moved; the run that came nearest 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from macbench.errors import MacbenchError
 from macbench.groups import Group, check_text, make_groups, prompt_sha
 from macbench.models import Model, Source, load, pick_device
 from macbench.run import make_engine
-from macbench.shadow import RINGS, Choice, Shadow, choose, curves, pooled
+from macbench.shadow import RINGS, Choice, Recorded, Shadow, choose, curves, mean
 
 if TYPE_CHECKING:
     from macbench.config import RunConfig
@@ -111,8 +113,8 @@ class HeldOut:
     backend: str
     progress: Progress
 
-    def decode(self, make: Callable[[Group], Method]) -> Iterator[tuple[Method, list[Answer]]]:
-        """Every block of samples through a method of its own."""
+    def decode(self, make: Callable[[Group], Method]) -> Iterator[tuple[str, Method, list[Answer]]]:
+        """Every block of samples through a method of its own; the task's name with it."""
         self.progress.start(sum(len(group.samples) for group in self.groups))
         for group in self.groups:
             self.model.prepare(group.tokens)
@@ -124,22 +126,26 @@ class HeldOut:
                 )
                 (answers,) = engine.run(requests)
                 self.progress.advance(len(requests))
-                yield method, answers
+                yield group.task_name, method, answers
         self.progress.stop()
 
     def read(self, name: str, knobs: dict[str, Any]) -> float:
-        """The byte budget of a method with these knobs."""
-        g, bytes_, context = self.model.geometry, 0.0, 0.0
-        for _, answers in self.decode(lambda group: create(name, knobs)):
+        """The byte budget of a method with these knobs: mean over tasks."""
+        g = self.model.geometry
+        bytes_: dict[str, float] = defaultdict(float)
+        context: dict[str, float] = defaultdict(float)
+        for task, _, answers in self.decode(lambda group: create(name, knobs)):
             for answer in answers:
-                bytes_ += sum(map(sum, answer.reads.get("kv_tokens", ()))) * g.token_bytes
-                bytes_ += sum(map(sum, answer.reads.get("meta_bytes", ())))
-                context += answer.reads["context"]
-        if not context:
+                bytes_[task] += sum(map(sum, answer.reads.get("kv_tokens", ()))) * g.token_bytes
+                bytes_[task] += sum(map(sum, answer.reads.get("meta_bytes", ())))
+                context[task] += answer.reads["context"]
+        full = g.layers * g.kv_heads * g.token_bytes
+        shares = [bytes_[task] / (context[task] * full) for task in context if context[task]]
+        if not shares:
             raise MacbenchError(
                 "these answers have no decode step to learn from; use another task."
             )
-        return bytes_ / (context * g.layers * g.kv_heads * g.token_bytes)
+        return sum(shares) / len(shares)
 
 
 @dataclass(frozen=True)
@@ -160,18 +166,21 @@ def mac_solver(asked: Asked, held: HeldOut) -> Callable[[float], Proposal | None
         steps = max(r.hold for r in group.requests) + max(r.max_new for r in group.requests)
         return Shadow(mac, asked.rings, steps)
 
-    blocks = [cast(Shadow, method).recorded() for method, _ in held.decode(shadow)]
-    if not any(bool(block.seen.any()) for block in blocks):
+    blocks: dict[str, list[Recorded]] = defaultdict(list)
+    for task, method, _ in held.decode(shadow):
+        if (block := cast(Shadow, method).recorded()).seen.any():
+            blocks[task].append(block)
+    if not blocks:
         raise MacbenchError("these answers have no decode step to learn from; use another task.")
     geometry = held.model.geometry
-    by_ring = {ring: curves(blocks, mac, ring, geometry) for ring in asked.rings}
+    by_ring = {ring: curves([*blocks.values()], mac, ring, geometry) for ring in asked.rings}
     kept: list[int] = []
 
     def solve(budget: float) -> Proposal | None:
         rings = {ring: by_ring[ring] for ring in kept or by_ring}
         choices = choose(rings, budget, asked.per)
         if not kept and not choices:
-            least = {ring: pooled(layers).at(0) for ring, layers in by_ring.items()}
+            least = {ring: mean(layers).at(0) for ring, layers in by_ring.items()}
             ring = min(least, key=lambda ring: least[ring])
             raise MacbenchError(
                 f"mac cannot read as little as {100 * budget:g} % here: {100 * least[ring]:.1f} % "

@@ -119,68 +119,76 @@ class Curve:
     """Byte budget against tau, of one layer or of all, with one ring size.
 
     worst [n], rising: of every KV head and step the distance of its group's farthest head; saved
-    [n]: the tokens not read where it is within the radius, summed up. total: tokens of full
-    attention. fixed: share read whatever is matched: 1 and the ring.
+    [n]: the share of full attention's tokens not read where it is within the radius, summed up.
+    fixed: share read whatever is matched: 1 and the ring.
     """
 
     worst: NDArray
     saved: NDArray
-    total: float
     fixed: float
     head_dim: int
 
     @staticmethod
-    def of(worst: NDArray, saved: NDArray, total: float, fixed: float, head_dim: int) -> Curve:
+    def of(worst: NDArray, saved: NDArray, fixed: float, head_dim: int) -> Curve:
         """From the pairs in any order."""
         order = np.argsort(worst, kind="stable")
-        return Curve(worst[order], np.cumsum(saved[order]), total, fixed, head_dim)
+        return Curve(worst[order], np.cumsum(saved[order]), fixed, head_dim)
 
     def at(self, tau: float) -> float:
         """Predicted byte budget."""
         radius = (2 * self.head_dim) ** 0.5 * (1 - tau)
         hits = int(np.searchsorted(self.worst, radius, side="left"))
-        return self.fixed - (float(self.saved[hits - 1]) / self.total if hits else 0.0)
+        return self.fixed - (float(self.saved[hits - 1]) if hits else 0.0)
 
     def solve(self, budget: float) -> float:
         """The strictest tau that reads no more than `budget`; 0 where none does."""
         return bisect(lambda tau: self.at(tau) <= budget)
 
 
-def curves(blocks: Sequence[Recorded], mac: Mac, ring: int, geometry: Geometry) -> list[Curve]:
-    """A curve per layer from the recorded blocks, for `mac` with this ring size."""
+def curves(
+    tasks: Sequence[Sequence[Recorded]], mac: Mac, ring: int, geometry: Geometry
+) -> list[Curve]:
+    """A curve per layer from every task's recorded blocks, for `mac` with this ring size. Tasks
+    weigh the same, however many steps they take, as in the tables."""
+    return [
+        mean([_curve(blocks, mac, ring, geometry, layer) for blocks in tasks])
+        for layer in range(geometry.layers)
+    ]
+
+
+def _curve(
+    blocks: Sequence[Recorded], mac: Mac, ring: int, geometry: Geometry, layer: int
+) -> Curve:
     number = blocks[0].rings.index(ring)
     groups = (geometry.kv_heads, geometry.group)
     bytes_ = replace(mac, K=ring).ring_bytes(geometry)
     scanned = geometry.group * ring * geometry.head_dim * geometry.dtype.itemsize
-    found = []
-    for layer in range(geometry.layers):
-        worst, saved, seen = [], [], []
-        for block in blocks:
-            held = block.seen > 0
-            tokens = block.seen[held][:, None]  # [steps, 1]
-            distance = block.distance[layer][held][..., number]
-            end = mac.covered(block.position[layer][held][..., number].long())
-            usable = (end > mac.sink) & (tokens - 1 >= mac.min_context)
-            distance = distance.masked_fill(~usable, torch.inf)
-            worst.append(distance.unflatten(-1, groups).amax(-1))
-            saved.append((end - mac.sink).clamp_min(0).unflatten(-1, groups).amin(-1))
-            seen.append(tokens)
-        context = torch.cat(seen).flatten()
-        idle = int((context <= mac.min_context).sum())  # steps that do not look at the ring
-        meta = (len(context) * bytes_ - idle * scanned) / geometry.token_bytes
-        total = float(context.sum())
-        farthest, skipped = (torch.cat(x).flatten().double().numpy() for x in (worst, saved))
-        fixed, heads = 1 + meta / total, geometry.kv_heads
-        found.append(Curve.of(farthest, skipped, total * heads, fixed, geometry.head_dim))
-    return found
+    worst, saved, seen = [], [], []
+    for block in blocks:
+        held = block.seen > 0
+        tokens = block.seen[held][:, None]  # [steps, 1]
+        distance = block.distance[layer][held][..., number]
+        end = mac.covered(block.position[layer][held][..., number].long())
+        usable = (end > mac.sink) & (tokens - 1 >= mac.min_context)
+        distance = distance.masked_fill(~usable, torch.inf)
+        worst.append(distance.unflatten(-1, groups).amax(-1))
+        saved.append((end - mac.sink).clamp_min(0).unflatten(-1, groups).amin(-1))
+        seen.append(tokens)
+    context = torch.cat(seen).flatten()
+    idle = int((context <= mac.min_context).sum())  # steps that do not look at the ring
+    meta = (len(context) * bytes_ - idle * scanned) / geometry.token_bytes
+    total = float(context.sum())
+    farthest, skipped = (torch.cat(x).flatten().double().numpy() for x in (worst, saved))
+    share = skipped / (total * geometry.kv_heads)
+    return Curve.of(farthest, share, 1 + meta / total, geometry.head_dim)
 
 
-def pooled(layers: Sequence[Curve]) -> Curve:
-    """All layers under one tau."""
-    worst = np.concatenate([curve.worst for curve in layers])
-    saved = np.concatenate([np.diff(curve.saved, prepend=0.0) for curve in layers])
-    total = sum(curve.total for curve in layers)
-    return Curve.of(worst, saved, total, layers[0].fixed, layers[0].head_dim)
+def mean(parts: Sequence[Curve]) -> Curve:
+    """Of tasks, or of layers, under one tau."""
+    worst = np.concatenate([curve.worst for curve in parts])
+    saved = np.concatenate([np.diff(curve.saved, prepend=0.0) for curve in parts]) / len(parts)
+    fixed = sum(curve.fixed for curve in parts) / len(parts)
+    return Curve.of(worst, saved, fixed, parts[0].head_dim)
 
 
 @dataclass(frozen=True)
@@ -200,11 +208,11 @@ def choose(by_ring: dict[int, list[Curve]], budget: float, per: str) -> list[Cho
     """
     found = []
     for ring, layers in by_ring.items():
-        if pooled(layers).at(0) > budget:
+        if mean(layers).at(0) > budget:
             continue
         if per == "global":
-            tau = pooled(layers).solve(budget)
-            found.append(Choice(ring, tau, pooled(layers).at(tau), tau))
+            tau = mean(layers).solve(budget)
+            found.append(Choice(ring, tau, mean(layers).at(tau), tau))
             continue
 
         def read(level: float, layers: list[Curve] = layers) -> float:

@@ -21,7 +21,7 @@ from macbench.calibrate import next_aim, read_words
 from macbench.cli import main
 from macbench.compare import table
 from macbench.errors import MacbenchError
-from macbench.shadow import Curve, Shadow, bisect, choose, curves, pooled
+from macbench.shadow import Curve, Shadow, bisect, choose, curves, mean
 
 sys.path.insert(0, str(Path(__file__).parent / "attention"))
 from harness import drive, exact, problem
@@ -81,7 +81,7 @@ def test_where_queries_do_not_drift_the_prediction_is_what_mac_reads(
     knobs = {"r": r, **one, **other}
     mac = create("mac", knobs)
     blocks = [recorded(case, mac, [ring, 64])[0]]
-    curve = pooled(curves(blocks, mac, ring, case.geometry))
+    curve = mean(curves([blocks], mac, ring, case.geometry))
     taken = create("mac", {**knobs, "tau": tau, "K": ring})
     assert curve.at(tau) == pytest.approx(budget_of(drive(taken, case), case), rel=1e-9)
 
@@ -89,7 +89,7 @@ def test_where_queries_do_not_drift_the_prediction_is_what_mac_reads(
 def test_a_tau_per_layer_is_predicted_too():
     case = problem(3, lengths=(50,), steps=15)
     mac = create("mac", {"r": 4})
-    layers = curves([recorded(case, mac, [16])[0]], mac, 16, case.geometry)
+    layers = curves([[recorded(case, mac, [16])[0]]], mac, 16, case.geometry)
     taus = [0.3, 0.7]
     read = sum(curve.at(tau) for curve, tau in zip(layers, taus, strict=True)) / 2
     record = drive(create("mac", {"r": 4, "tau": taus, "K": 16}), case)
@@ -103,22 +103,24 @@ def test_blocks_are_pooled_and_finished_rows_left_out():
     whole = [recorded(x, mac, [16])[0] for x in (case, other)]
     short = replace(whole[1], seen=whole[1].seen.clone())
     short.seen[:, 5:] = 0
-    curve = pooled(curves([whole[0], short], mac, 16, case.geometry))
     cut = replace(other, steps=5)
     records = [drive(create("mac", {"r": 4, "tau": 0.4, "K": 16}), x) for x in (case, cut)]
     tokens = [record.trace.context.sum().item() for record in records]
     shares = [budget_of(record, x) for record, x in zip(records, (case, cut), strict=True)]
-    mean = sum(n * share for n, share in zip(tokens, shares, strict=True)) / sum(tokens)
-    assert curve.at(0.4) == pytest.approx(mean, rel=1e-9)
+    one_task = sum(n * share for n, share in zip(tokens, shares, strict=True)) / sum(tokens)
+    curve = mean(curves([[whole[0], short]], mac, 16, case.geometry))
+    assert curve.at(0.4) == pytest.approx(one_task, rel=1e-9)
+    two_tasks = mean(curves([[whole[0]], [short]], mac, 16, case.geometry))
+    assert two_tasks.at(0.4) == pytest.approx(sum(shares) / 2, rel=1e-9) != curve.at(0.4)
 
 
-def curve_of(worst, saved, total=1000, fixed=1.1, d=8):
-    return Curve.of(*(torch.tensor(x).double().numpy() for x in (worst, saved)), total, fixed, d)
+def curve_of(worst, saved, fixed=1.1, d=8):
+    return Curve.of(*(torch.tensor(x).double().numpy() for x in (worst, saved)), fixed, d)
 
 
 def test_a_curve_by_hand():
-    """d = 8: radius 4 (1 - tau). Matches at 1, 2 and 3 save 500, 200 and 100 of 1000 tokens."""
-    curve = curve_of([3.0, 1.0, 2.0, float("inf")], [100.0, 500.0, 200.0, 900.0])
+    """d = 8: radius 4 (1 - tau). Matches at 1, 2 and 3 save 50, 20 and 10 %."""
+    curve = curve_of([3.0, 1.0, 2.0, float("inf")], [0.1, 0.5, 0.2, 0.9])
     assert [curve.at(tau) for tau in (0, 0.2, 0.3, 0.6, 0.76, 1)] == pytest.approx(
         [0.3, 0.3, 0.4, 0.6, 1.1, 1.1]
     )
@@ -134,8 +136,8 @@ def test_bisection_finds_the_end_of_a_condition(end):
 
 def test_the_ring_with_the_strictest_tau_is_chosen():
     """The larger ring finds nearer rows but costs 0.2 more; at 0.9 both reach, at 0.5 one."""
-    small = [curve_of([2.0, 3.0], [400.0, 300.0], fixed=1.05)]
-    large = [curve_of([1.0, 2.5], [400.0, 300.0], fixed=1.25)]
+    small = [curve_of([2.0, 3.0], [0.4, 0.3], fixed=1.05)]
+    large = [curve_of([1.0, 2.5], [0.4, 0.3], fixed=1.25)]
     by_ring = {64: small, 256: large}
     assert [c.ring for c in choose(by_ring, 0.9, "global")] == [256, 64]
     assert [c.ring for c in choose(by_ring, 0.5, "global")] == [64]
@@ -144,7 +146,7 @@ def test_the_ring_with_the_strictest_tau_is_chosen():
 
 def test_a_layer_that_cannot_read_so_little_takes_its_least_and_the_others_the_rest():
     """At 0.5 on average, and rounding: the first reads 0.8 at least, so the second may read 0.2."""
-    layers = [curve_of([1.0], [300.0]), curve_of([1.0, 2.0], [300.0, 600.0])]
+    layers = [curve_of([1.0], [0.3]), curve_of([1.0, 2.0], [0.3, 0.6])]
     (choice,) = choose({64: layers}, 0.501, "layer")
     first, second = choice.tau
     assert layers[0].at(first) == pytest.approx(0.8) and layers[1].at(second) == pytest.approx(0.2)
@@ -254,6 +256,20 @@ def test_heads_that_disagree_are_allowed_for(tiny, tmp_path, capsys):
     (found,) = [r for r in csv.DictReader(io.StringIO(table(store.read(out), "csv"))) if r["p"]]
     assert found["method"] == "quest dense_layers=0" and found["asked"] == "0.5"
     assert float(found["byte_budget"]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_is_checked_is_what_a_table_says(tiny, tmp_path):
+    """Of two tasks, of which one takes many more steps."""
+    file, out = tmp_path / "quest.yaml", tmp_path / "out"
+    words = [*tiny, "task=[ruler/niah_single_1,ruler/fwe]", "length=1k", "limit=1", "seed=7"]
+    words.append("quest.dense_layers=0")
+    assert main(["calibrate", *words, "method=quest", "budget=0.5", f"out={file}"]) == 0
+    held = yaml.safe_load(file.read_text())
+    same = ["method=[full,quest]", f"quest.budget={held['knobs']['budget']}", f"out={out}"]
+    assert main(["run", *words, *same]) == 0
+    rows = [*csv.DictReader(io.StringIO(table(store.read(out), "csv")))]
+    (whole,) = [r for r in rows if r["p"]]
+    assert held["checked"] == pytest.approx(float(whole["byte_budget"]), abs=2e-6)
 
 
 def test_an_outcome_of_p_is_calibrated_by_running(tiny, tmp_path):
