@@ -131,9 +131,11 @@ def parser() -> Parser:
     add = command("show", show, "The table of a results folder.", "macbench show results/demo")
     add.add_argument("dir", type=Path, metavar="DIR")
     add.add_argument("--format", choices=("md", "csv", "latex"), help="default: for reading")
-    add.add_argument(
+    which = add.add_mutually_exclusive_group()
+    which.add_argument(
         "--averages", action="store_true", help="RULER's own: over its 13 tasks and its lengths"
     )
+    which.add_argument("--layers", action="store_true", help="what MAC reuses, layer by layer")
 
     add = command(
         "compare",
@@ -329,9 +331,9 @@ def score(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    from macbench import averages, report, store
+    from macbench import averages, layers, report, store
 
-    table = averages.table if args.averages else report.table
+    table = averages.table if args.averages else layers.table if args.layers else report.table
     print(table(store.read(_results(args.dir)), args.format or "text"))
 
 
