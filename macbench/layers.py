@@ -34,7 +34,7 @@ def by_layer(results: Results) -> pd.DataFrame:
             "no cell here counted matches; run one with method=mac first (an archive without "
             "layers.* has nothing by layer)."
         )
-    return each.groupby(keys).mean()
+    return each.groupby(keys).mean().rename(index=int, level="layer")
 
 
 def table(results: Results, format: str = "text") -> str:

@@ -15,6 +15,8 @@ from macbench.errors import MacbenchError
 from macbench.store import Results
 
 MARKS = "osD^vP*X<>hp"
+COLOURS = [f"C{i}" for i in range(10)] + ["navy", "maroon", "gold", "black"]
+STROKES = ("-", "--", ":", "-.")
 ALONG = re.compile(r" (budget|tokens|tau|p)=(\[[^\]]*\]|\S+)")  # knobs that a curve runs along
 
 
@@ -45,12 +47,18 @@ def family(line: Line) -> str:
     return ALONG.sub("", line.label)
 
 
-def look(name: str, names: Sequence[str]) -> tuple[str, str]:
-    """Marker and colour of a family among all: a method's families share its colour."""
-    methods = [*dict.fromkeys(each.split()[0] for each in names)]
-    i = methods.index(name.split()[0])
-    kin = [each for each in names if each.split()[0] == methods[i]]
-    return MARKS[(i + 5 * kin.index(name)) % len(MARKS)], f"C{i}"
+def look(name: str, names: Sequence[str]) -> tuple[str, str, str]:
+    """Marker, colour and line of a family among all: a method's families, snapkv and snapkv/wide,
+    share its colour."""
+    methods = [*dict.fromkeys(map(_method, names))]
+    i = methods.index(_method(name))
+    kin = [each for each in names if _method(each) == methods[i]].index(name)
+    mark = MARKS[(i + 5 * kin) % len(MARKS)]
+    return mark, COLOURS[i % len(COLOURS)], STROKES[kin % len(STROKES)]
+
+
+def _method(name: str) -> str:
+    return re.split("[ /]", name)[0]
 
 
 def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
@@ -67,7 +75,7 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
         axis.axhspan(100 * line.accuracy.low, 100 * line.accuracy.high, color="0.5", alpha=0.12)
         axis.axhline(100 * line.accuracy.mean, color="0.35", ls="--", lw=1, label="full attention")
     for name, lines in families.items():
-        (marker, color), points = look(name, methods), []
+        (marker, color, stroke), points = look(name, methods), []
         for line in lines:
             assert line.accuracy and line.budgets and line.budgets.byte is not None
             a = line.accuracy
@@ -85,8 +93,8 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
             marker=marker,
             color=color,
             mfc="none" if control else None,
-            ls="-" if len(points) > 1 else "none",
-            lw=2 if name.split()[0] == "mac" else 1,
+            ls=stroke if len(points) > 1 else "none",
+            lw=2 if _method(name) == "mac" else 1,
             capsize=2,
             label=f"{name} (control)" if control else name,
         )
@@ -99,4 +107,4 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
     axis.set_ylim(-3, 103)
     axis.set_title(fill(block.title, 64), fontsize=8)
     axis.grid(alpha=0.2)
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

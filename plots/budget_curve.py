@@ -64,7 +64,7 @@ def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: list[str]) -> None:
             level = float(own["score"].iloc[0])
             axis.axhline(level, color="0.6", ls=":", lw=1, label=f"full ({MODEL}, paper)")
             continue
-        (marker, color), own = look(str(method), methods), own.sort_values("access")
+        (marker, color, _), own = look(str(method), methods), own.sort_values("access")
         axis.plot(
             100 * own["access"],
             own["score"],
@@ -75,4 +75,4 @@ def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: list[str]) -> None:
             lw=1,
             label=f"{method} (paper, % of tokens)",
         )
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -79,14 +79,20 @@ def test_a_curve_runs_along_the_budget_and_joins_no_other_options(tmp_path):
         write(tmp_path, "mac", {"tau": tau}, FULL, label=label, share=tau)
     knobs = {"tau": 0.45, "amend": False}
     write(tmp_path, "mac", knobs, FULL[:3], label="mac tau=0.45 amend=false", share=0.2)
+    write(tmp_path, "mac", {"tau": 0.7}, FULL, label="mac/authors tau=0.7", share=0.4)
+    write(tmp_path, "quest", {"budget": 0.2}, FULL, label="quest budget=0.2", share=0.2)
     axis = budget_curve.draw(store.read(tmp_path)).axes[0]
     curves = {c.get_label(): c.lines[0] for c in axis.containers}
     assert {name: len(line.get_xdata()) for name, line in curves.items()} == {
         "mac": 3,
         "mac amend=false": 1,
+        "mac/authors": 1,
+        "quest": 1,
     }
-    assert curves["mac"].get_color() == curves["mac amend=false"].get_color()
-    assert curves["mac"].get_marker() != curves["mac amend=false"].get_marker()
+    macs = [curves[name] for name in ("mac", "mac amend=false", "mac/authors")]
+    assert len({line.get_color() for line in macs}) == 1
+    assert len({line.get_marker() for line in macs}) == 3
+    assert curves["quest"].get_color() != curves["mac"].get_color()
     assert [text.get_text() for text in axis.texts] == ["3 of 8"]
     plt.close("all")
 
