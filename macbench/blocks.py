@@ -69,6 +69,16 @@ class Plan:
 
 
 @dataclass
+class OfTask:
+    """A method on one task of a block."""
+
+    n: int
+    accuracy: Interval
+    budgets: Budgets
+    acceptance: float | None = None
+
+
+@dataclass
 class Line:
     """One method of a block. Shares and scores are fractions."""
 
@@ -78,7 +88,7 @@ class Line:
     asked: str
     radius: float | None  # MAC's match radius
     n: int
-    tasks: dict[str, tuple[Interval, int]]  # per task: accuracy, samples
+    tasks: dict[str, OfTask]
     accuracy: Interval | None  # None where there is no sample
     versus: Comparison | None  # None for full itself and where there is nothing to pair with
     budgets: Budgets | None
@@ -162,7 +172,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> 
     older, cells = int((~newest).sum()), cells[newest]
     samples = samples[samples["cell"].isin(cells.index)]
     reuse = acceptance(layers[layers["cell"].isin(cells.index)], by=["row", "task"])
-    reuse = reuse if reuse.empty else reuse.groupby("row").mean()
+    accepted = {} if reuse.empty else reuse["acceptance"].to_dict()
     rows = {str(key): group for key, group in cells.groupby("row")}
     labels = _labels(rows)
     passes = {
@@ -191,8 +201,10 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> 
                 pairs["score_full"], pairs["score"], pairs["task"], pairs["cluster"]
             )
             line.same = float((pairs["output_full"] == pairs["output"]).mean())
-        if key in reuse.index:
-            line.acceptance = float(reuse["acceptance"].loc[key])
+        for task, part in line.tasks.items():
+            part.acceptance = accepted.get((key, task))
+        rates = [x.acceptance for x in line.tasks.values() if x.acceptance is not None]
+        line.acceptance = sum(rates) / len(rates) if rates else None
         lines.append(line)
     tested = [line for line in lines if line.versus]
     for line, p in zip(tested, holm([t.versus.p for t in tested if t.versus]), strict=True):
@@ -265,11 +277,12 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
         marks.append("no scored step")
     elif len(samples) and not samples.loc[samples["steps"] > 0, "acted"].any():
         marks.append("never acted")
-    per_task, read = {}, []
+    per_task = {}
     for task in answered:
         own = samples[samples["task"] == task]
-        per_task[task] = (interval(own["score"], own["task"], own["cluster"]), len(own))
-        read.append(budgets(own, config["geometry"]["token_bytes"]))
+        accuracy = interval(own["score"], own["task"], own["cluster"])
+        read = budgets(own, config["geometry"]["token_bytes"])
+        per_task[task] = OfTask(len(own), accuracy, read)
     some = len(samples) > 0
     every: Any = samples.to_dict("records")
     return Line(
@@ -284,7 +297,7 @@ def _line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[st
             interval(samples["score"], samples["task"], samples["cluster"]) if some else None
         ),
         versus=None,
-        budgets=mean_over_tasks(read) if some else None,
+        budgets=mean_over_tasks([x.budgets for x in per_task.values()]) if some else None,
         acceptance=None,
         same=None,
         parts=benchmarks.breakdown(tasks[0], every) if some else [],

@@ -11,6 +11,7 @@ import pandas as pd
 
 from macbench.blocks import Block, Grid, summarise
 from macbench.errors import MacbenchError, nearest
+from macbench.measure.budget import Budgets
 from macbench.measure.stats import Interval
 from macbench.store import Results
 
@@ -58,7 +59,7 @@ def _task_grid(block: Block) -> Grid:
     marked = {task: " (embedded)" if task in block.embedded else "" for task in names}
     grid = [["accuracy", *(task.rpartition("/")[2] + marked[task] for task in names)]]
     for line in block.lines:
-        accuracies = [line.tasks[task][0] if task in line.tasks else None for task in names]
+        accuracies = [line.tasks[task].accuracy if task in line.tasks else None for task in names]
         grid.append([line.label, *map(plus_minus, accuracies)])
     return grid
 
@@ -189,7 +190,7 @@ def _tex(cell: str) -> str:
 
 
 def _csv(blocks: list[Block]) -> str:
-    """One row per method and task, and one with task=all that holds what is pooled over tasks."""
+    """One row per method and task, and one with task=all: means over tasks, and tests."""
     rows: list[dict[str, Any]] = []
     for block in blocks:
         for line in block.lines:
@@ -208,21 +209,29 @@ def _csv(blocks: list[Block]) -> str:
                 pooled |= ends("difference", v.difference)
                 pooled |= {"p": v.p, "p_holm": line.holm, "test": v.test, "pairs": v.n}
                 pooled |= {"worse": v.worse, "better": v.better, "same": line.same}
-            if b := line.budgets:
-                pooled |= {"head_budget": b.head, "token_budget": b.token}
-                pooled |= {"byte_budget": b.byte, "resident": b.resident}
+            if line.budgets:
+                pooled |= shares(line.budgets)
             pooled["acceptance"] = line.acceptance
             if d := line.drift:
                 pooled |= {"error": d.error, "agreement": d.agreement, "loglik": d.loglik}
             pooled["noise_floor"] = block.noise[0] if block.noise else None
             rows.append(fixed | pooled)
-            for task, (accuracy, n) in line.tasks.items():
+            for task, of in line.tasks.items():
                 source = "embedded" if task in block.embedded else ""
-                own = {"task": task, "source": source, "n": n}
-                rows.append(fixed | own | ends("accuracy", accuracy))
+                own = {"task": task, "source": source, "n": of.n, "acceptance": of.acceptance}
+                rows.append(fixed | own | ends("accuracy", of.accuracy) | shares(of.budgets))
             for label, value, n in line.parts:
                 rows.append(fixed | {"task": "all", "figure": label, "value": value, "n": n})
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def shares(b: Budgets) -> dict[str, float | None]:
+    return {
+        "head_budget": b.head,
+        "token_budget": b.token,
+        "byte_budget": b.byte,
+        "resident": b.resident,
+    }
 
 
 def ends(name: str, value: Interval) -> dict[str, float]:

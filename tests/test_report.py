@@ -37,10 +37,13 @@ def out(tmp_path):
 
 def test_budgets_weigh_tasks_like_scores(tmp_path):
     """Two samples of a task that reads a fifth, eight of one that reads four."""
-    for task, scores, share in zip(TASKS, ([1, 1], 8 * [0]), (0.2, 0.8), strict=True):
-        write(tmp_path, "mac", {"tau": 0.45}, scores, task, share=share)
-    (pooled,) = [r for r in rows(tmp_path) if r["task"] == "all"]
-    assert float(pooled["accuracy"]) == float(pooled["head_budget"]) == 0.5
+    for task, scores, share, hits in zip(TASKS, ([1, 1], 8 * [0]), (0.2, 0.8), (1, 4), strict=True):
+        write(tmp_path, "mac", {"tau": 0.45}, scores, task, share=share, hits=hits)
+    found = {r["task"]: r for r in rows(tmp_path)}
+    assert float(found["all"]["accuracy"]) == float(found["all"]["head_budget"]) == 0.5
+    assert [float(found[task]["token_budget"]) for task in TASKS] == [0.2, 0.8]
+    assert [float(found[task]["acceptance"]) for task in TASKS] == [0.25, 1]
+    assert float(found["all"]["acceptance"]) == 0.625
 
 
 def test_acceptance_is_of_the_cells_that_the_line_is_of(tmp_path):
