@@ -69,6 +69,8 @@ def _logits(
     channels = tl.load(sizes + 4 * slots + row).to(tl.int32)
     dim, query = tl.arange(0, DIMS), tl.arange(0, 16)
 
+    own = (query < G)[:, None] & (dim < D)[None, :]
+    tile = tl.load(q + (group * G + query)[:, None] * D + dim[None, :], own, 0.0)
     total = tl.zeros([DIMS], tl.float32)
     large = tl.zeros([DIMS], tl.float32)
     for g in tl.static_range(G):
@@ -80,9 +82,6 @@ def _logits(
     ranked = tl.sort(key, descending=True)
     used = key >= tl.sum(tl.where(dim == channels - 1, ranked, 0), 0)
     lower = total <= 0
-
-    own = (query < G)[:, None] & (dim < D)[None, :]
-    tile = tl.load(q + (group * G + query)[:, None] * D + dim[None, :], own, 0.0)
     absolute = tl.abs(tile.to(tl.float32))
     part = tl.where(used[None, :], tile, 0.0)
     share = tl.sum(tl.where(used[None, :], absolute, 0.0), 1)
