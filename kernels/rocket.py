@@ -20,8 +20,9 @@ CHUNKS = 128  # that a program scores at a time, at most
 TILE = 2**15  # bytes of their bounds, at most
 STAGES = 3
 PROGRAMS = 264  # two a multiprocessor of an H200: each finds its group's channels anew
-MEANS = 1024  # chunks of a program
-TOKENS = 256
+MEANS = 1024  # chunks that a program turns into scores, at most
+LOGITS = 4096  # of theirs, at most
+TOKENS = 256  # lists of scores are whole multiples of it
 PLACES = 512
 TINY = tl.constexpr(1.1754943508222875e-38)  # the least normal fp32
 
@@ -73,7 +74,7 @@ def _logits(
     tile = tl.load(q + (group * G + query)[:, None] * D + dim[None, :], own, 0.0)
     total = tl.zeros([DIMS], tl.float32)
     large = tl.zeros([DIMS], tl.float32)
-    for g in tl.static_range(G):
+    for g in range(G):
         one = tl.load(q + (group * G + g) * D + dim, dim < D, 0.0).to(tl.float32)
         total += one
         large += tl.abs(one)
@@ -143,27 +144,26 @@ def _means(
     HKV: tl.constexpr,
     G: tl.constexpr,
     HEADS: tl.constexpr,  # G, the next power of two
-    MEANS: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
     """The mean of a token's probabilities over the group's heads; -1 behind the last token."""
     group = tl.program_id(1)
     width = tl.load(sizes + 3 * slots + group // HKV).to(tl.int32)
-    chunk = tl.program_id(0) * MEANS + tl.arange(0, MEANS)
-    if tl.program_id(0) * MEANS * width >= tokens:
+    chunk = tl.program_id(0) * CHUNKS + tl.arange(0, CHUNKS)
+    if tl.program_id(0) * CHUNKS * width >= tokens:
         return
     held = _held(sizes, lens, group // HKV, slots)
     query = tl.arange(0, HEADS)
     own = (group * G + query).to(tl.int64)
+    place = own[:, None] * size + chunk[None, :]
+    real = (query < G)[:, None] & (chunk < size)[None, :]
+    logit = tl.load(logits + place, real, float("-inf"))  # behind the last chunk, anything
     lse = lse_of(tops, masses, own, query < G, programs, HEADS)
-    total = tl.zeros([MEANS], tl.float32)
-    for g in tl.static_range(G):
-        here = logits + (group * G + g).to(tl.int64) * size
-        logit = tl.load(here + chunk, chunk < size, 0.0)  # anything behind the last chunk
-        total += tl.exp(logit - tl.sum(tl.where(query == g, lse, 0.0), 0))
+    mean = tl.sum(tl.exp(logit - lse[:, None]), 0) / G
     out = scores + group.to(tl.int64) * tokens
     for at in range(width):
         token = chunk * width + at
-        tl.store(out + token, tl.where(token < held, total / G, -1.0), token < tokens)
+        tl.store(out + token, tl.where(token < held, mean, -1.0), token < tokens)
 
 
 @triton.jit
@@ -199,7 +199,7 @@ def token_scores(
     tokens: int,
 ) -> Tensor:
     """Group means of probabilities by chunk bounds, fp32 [B, Hkv, n]; -1 behind a row's last token.
-    n: `tokens`, which no row exceeds, up to a whole program's, so that shapes seldom change.
+    n: `tokens`, which no row exceeds, up to a multiple of 256, so that shapes seldom change.
 
     q [B, Hq, d]; bounds [B, Hkv, 2 d, room] (maxima, then minima) of which `chunks` chunks are in
     use at most, updated in place with the key at lens - 1; sizes [5, B]: prompt, tokens of it that
@@ -211,6 +211,7 @@ def token_scores(
     each = min(CHUNKS, TILE // (dims * q.itemsize))
     blocks, lists = triton.cdiv(chunks, each), b * kv_heads
     programs, heads = min(blocks, max(1, PROGRAMS // lists)), triton.next_power_of_2(group)
+    means = min(MEANS, LOGITS // heads)
     size, tokens = blocks * each, triton.cdiv(tokens, TOKENS) * TOKENS
     assert group <= 16, "query heads of a KV head share a tile of 16 rows"
     logits = torch.empty(b, q_heads, size, dtype=torch.float32, device=q.device)
@@ -242,7 +243,7 @@ def token_scores(
         num_stages=STAGES,
         num_warps=8 if q.dtype == torch.float32 else 4,  # else products in fp32 spill
     )
-    _means[(triton.cdiv(tokens, MEANS), lists)](
+    _means[(triton.cdiv(tokens, means), lists)](
         logits,
         tops,
         masses,
@@ -256,7 +257,7 @@ def token_scores(
         HKV=kv_heads,
         G=group,
         HEADS=heads,
-        MEANS=MEANS,
+        CHUNKS=means,
     )
     return scores
 
