@@ -2,7 +2,7 @@
 
 Three launches a layer, with `kernels.select` between the second and the third. The best chunks in
 order until k tokens, of which the last is cut, are the k best tokens where every token has its
-chunk's score and of equals the lower wins: so tokens are chosen, and no chunk is sorted or unrolled.
+chunk's score and of equals the lower wins: so tokens are chosen, and only channels are sorted.
 The torch reference is in `macbench.attention.rocketkv`.
 """
 
