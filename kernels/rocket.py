@@ -2,7 +2,7 @@
 
 Three launches a layer, with `kernels.select` between the second and the third. The best chunks in
 order until k tokens, of which the last is cut, are the k best tokens where every token has its
-chunk's score and of equals the lower wins: so tokens are chosen, and nothing is sorted or unrolled.
+chunk's score and of equals the lower wins: so tokens are chosen, and only channels are sorted.
 The torch reference is in `macbench.attention.rocketkv`.
 """
 
@@ -16,9 +16,13 @@ from torch import Tensor
 from macbench.kernels.paged import PAGE
 from macbench.kernels.partials import lse_of
 
-CHUNKS = 128  # of a program, at most
-TILE = 2**14  # bounds of a program, at most
-TOKENS = 256
+CHUNKS = 128  # that a program scores at a time, at most
+TILE = 2**15  # bytes of their bounds, at most
+STAGES = 3
+PROGRAMS = 264  # two a multiprocessor of an H200: each finds its group's channels anew
+MEANS = 1024  # chunks that a program turns into scores, at most
+LOGITS = 4096  # of theirs, at most
+TOKENS = 256  # lists of scores are whole multiples of it
 PLACES = 512
 TINY = tl.constexpr(1.1754943508222875e-38)  # the least normal fp32
 
@@ -39,7 +43,7 @@ def _logits(
     lens,  # [B]
     sizes,  # [5, slots]
     logits,  # [B, HKV * G, size] out
-    tops,  # [B, HKV * G, blocks] out: of this program's chunks, the largest logit
+    tops,  # [B, HKV * G, programs] out: of a program's chunks, the largest logit
     masses,  # out: sum over their tokens of exp(logit - top)
     scale,
     slots,
@@ -54,65 +58,81 @@ def _logits(
     CHUNKS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The newest key enters its chunk's bounds, and every chunk gets its logit of every head."""
-    block, group = tl.program_id(0), tl.program_id(1)
+    """The newest key enters its chunk's bounds, and every chunk gets its logit of every head.
+
+    Which columns of the bounds hold a chunk is asked behind the product: a mask that differs
+    between neighbours would load them one by one.
+    """
+    program, programs, group = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     row, head = group // HKV, group % HKV
     held = _held(sizes, lens, row, slots)
     width = tl.load(sizes + 3 * slots + row).to(tl.int32)
     channels = tl.load(sizes + 4 * slots + row).to(tl.int32)
     dim, query = tl.arange(0, DIMS), tl.arange(0, 16)
-    chunk = block * CHUNKS + tl.arange(0, CHUNKS)
-    count = tl.minimum(tl.maximum(held - chunk * width, 0), width)
 
     own = (query < G)[:, None] & (dim < D)[None, :]
     tile = tl.load(q + (group * G + query)[:, None] * D + dim[None, :], own, 0.0)
+    total = tl.zeros([DIMS], tl.float32)
+    large = tl.zeros([DIMS], tl.float32)
+    for g in range(G):
+        one = tl.load(q + (group * G + g) * D + dim, dim < D, 0.0).to(tl.float32)
+        total += one
+        large += tl.abs(one)
+    # ranked like the group's mean; of equals, the lower channel first
+    key = large.to(tl.int32, bitcast=True).to(tl.int64) * DIMS + (DIMS - 1 - dim)
+    ranked = tl.sort(key, descending=True)
+    used = key >= tl.sum(tl.where(dim == channels - 1, ranked, 0), 0)
+    lower = total <= 0
     absolute = tl.abs(tile.to(tl.float32))
-    large = tl.sum(absolute, 0)  # ranked like the group's mean; of equals, the lower channel first
-    before = (large[None, :] == large[:, None]) & (dim[None, :] < dim[:, None])
-    before = before | (large[None, :] > large[:, None])
-    rank = tl.sum(before.to(tl.int32), 1)
-    used = (rank < channels) & (dim < D)
-    lower = tl.sum(tile.to(tl.float32), 0) <= 0
     part = tl.where(used[None, :], tile, 0.0)
     share = tl.sum(tl.where(used[None, :], absolute, 0.0), 1)
-    share = tl.maximum(share / tl.maximum(tl.sum(absolute, 1), TINY), TINY)
+    factor = scale / tl.sqrt(tl.maximum(share / tl.maximum(tl.sum(absolute, 1), TINY), TINY))
 
     base = bounds + group.to(tl.int64) * 2 * D * room
-    place = (dim + tl.where(lower, D, 0)).to(tl.int64) * room
-    there = used[:, None] & (count > 0)[None, :]
-    bound = tl.load(base + place[:, None] + chunk[None, :], there, 0.0)
     newest = (held - 1) // width
-    if (newest >= block * CHUNKS) & (newest < tl.minimum((block + 1) * CHUNKS, room)):
+    fresh = tl.zeros([16], tl.float32)  # its chunk's logits
+    if (held > 0) & (newest < room) & (newest // CHUNKS % programs == program):
         position = tl.load(lens + row).to(tl.int32) - 1
         page = tl.load(table + row * M + position // PAGE).to(tl.int64)
         place = ((page * HKV + head) * PAGE + position % PAGE) * D + dim
-        key = tl.load(k_pool + place, dim < D, 0.0).to(tl.float32)  # holds every bf16 and fp16
+        added = tl.load(k_pool + place, dim < D, 0.0).to(tl.float32)  # holds every bf16 and fp16
         first = (held - 1) % width == 0
         high, low = base + dim.to(tl.int64) * room + newest, D * room
         most = tl.load(high, dim < D, 0.0).to(tl.float32)
         least = tl.load(high + low, dim < D, 0.0).to(tl.float32)
-        most = tl.where(first, key, tl.maximum(most, key))
-        least = tl.where(first, key, tl.minimum(least, key))
+        most = tl.where(first, added, tl.maximum(most, added))
+        least = tl.where(first, added, tl.minimum(least, added))
         tl.store(high, most, dim < D)
         tl.store(high + low, least, dim < D)
-        now = tl.where(used, tl.where(lower, least, most), 0.0).to(bound.dtype)
-        bound = tl.where((chunk == newest)[None, :], now[:, None], bound)
-    logit = tl.dot(part, bound, input_precision="ieee") if WIDE else tl.dot(part, bound)
-    logit = tl.where((count > 0)[None, :], logit * (scale / tl.sqrt(share))[:, None], float("-inf"))
+        now = tl.where(used, tl.where(lower, least, most), 0.0)
+        fresh = tl.sum(part.to(tl.float32) * now[None, :], 1)
 
+    line = base + (dim + tl.where(lower, D, 0)).to(tl.int64) * room
     out = (group * G + query).to(tl.int64)
-    tl.store(logits + out[:, None] * size + chunk[None, :], logit, (query < G)[:, None])
-    top = tl.max(logit, 1)
-    anchor = tl.where(top == float("-inf"), 0.0, top)
-    mass = tl.sum(count[None, :] * tl.exp(logit - anchor[:, None]), 1)
-    tl.store(tops + out * tl.num_programs(0) + block, top, query < G)
-    tl.store(masses + out * tl.num_programs(0) + block, mass, query < G)
+    top = tl.full([16], float("-inf"), tl.float32)
+    mass = tl.zeros([16], tl.float32)
+    blocks = tl.minimum(tl.cdiv(newest + 1, CHUNKS), size // CHUNKS)
+    for block in range(program, blocks, programs):
+        chunk = block * CHUNKS + tl.arange(0, CHUNKS)
+        there = used[:, None] & (chunk < room)[None, :]
+        bound = tl.load(line[:, None] + chunk[None, :], there, 0.0)
+        logit = tl.dot(part, bound, input_precision="ieee") if WIDE else tl.dot(part, bound)
+        logit = tl.where((chunk == newest)[None, :], fresh[:, None], logit) * factor[:, None]
+        logit = tl.where((chunk <= newest)[None, :], logit, float("-inf"))
+        tl.store(logits + out[:, None] * size + chunk[None, :], logit, (query < G)[:, None])
+        higher = tl.maximum(top, tl.max(logit, 1))  # finite: a block begins with a chunk
+        count = tl.minimum(held - chunk * width, width)
+        more = tl.sum(count[None, :] * tl.exp(logit - higher[:, None]), 1)
+        mass = mass * tl.exp(top - higher) + more
+        top = higher
+    tl.store(tops + out * programs + program, top, query < G)
+    tl.store(masses + out * programs + program, mass, query < G)
 
 
 @triton.jit
 def _means(
     logits,  # [B, HKV * G, size]
-    tops,  # [B, HKV * G, blocks]
+    tops,  # [B, HKV * G, programs]
     masses,
     lens,  # [B]
     sizes,  # [5, slots]
@@ -120,27 +140,30 @@ def _means(
     slots,
     size,
     tokens,
+    programs,
     HKV: tl.constexpr,
     G: tl.constexpr,
     HEADS: tl.constexpr,  # G, the next power of two
     CHUNKS: tl.constexpr,
-    TOKENS: tl.constexpr,
 ):
     """The mean of a token's probabilities over the group's heads; -1 behind the last token."""
     group = tl.program_id(1)
-    held = _held(sizes, lens, group // HKV, slots)
     width = tl.load(sizes + 3 * slots + group // HKV).to(tl.int32)
+    chunk = tl.program_id(0) * CHUNKS + tl.arange(0, CHUNKS)
+    if tl.program_id(0) * CHUNKS * width >= tokens:
+        return
+    held = _held(sizes, lens, group // HKV, slots)
     query = tl.arange(0, HEADS)
     own = (group * G + query).to(tl.int64)
-    lse = lse_of(tops, masses, own, query < G, size // CHUNKS, HEADS)
-
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    real = (query < G)[:, None] & (token < held)[None, :]
-    place = own[:, None] * size + (token // width)[None, :]
-    logit = tl.load(logits + place, real, float("-inf"))
+    place = own[:, None] * size + chunk[None, :]
+    real = (query < G)[:, None] & (chunk < size)[None, :]
+    logit = tl.load(logits + place, real, float("-inf"))  # behind the last chunk, anything
+    lse = lse_of(tops, masses, own, query < G, programs, HEADS)
     mean = tl.sum(tl.exp(logit - lse[:, None]), 0) / G
-    out = group.to(tl.int64) * tokens + token
-    tl.store(scores + out, tl.where(token < held, mean, -1.0))
+    out = scores + group.to(tl.int64) * tokens
+    for at in range(width):
+        token = chunk * width + at
+        tl.store(out + token, tl.where(token < held, mean, -1.0), token < tokens)
 
 
 @triton.jit
@@ -176,7 +199,7 @@ def token_scores(
     tokens: int,
 ) -> Tensor:
     """Group means of probabilities by chunk bounds, fp32 [B, Hkv, n]; -1 behind a row's last token.
-    n: `tokens`, which no row exceeds, up to a whole program's, so that shapes seldom change.
+    n: `tokens`, which no row exceeds, up to a multiple of 256, so that shapes seldom change.
 
     q [B, Hq, d]; bounds [B, Hkv, 2 d, room] (maxima, then minima) of which `chunks` chunks are in
     use at most, updated in place with the key at lens - 1; sizes [5, B]: prompt, tokens of it that
@@ -185,15 +208,17 @@ def token_scores(
     b, q_heads, d = q.shape
     kv_heads = bounds.shape[1]
     group, dims = q_heads // kv_heads, max(16, triton.next_power_of_2(d))
-    each = min(CHUNKS, TILE // dims)
-    blocks = triton.cdiv(chunks, each)
+    each = min(CHUNKS, TILE // (dims * q.itemsize))
+    blocks, lists = triton.cdiv(chunks, each), b * kv_heads
+    programs, heads = min(blocks, max(1, PROGRAMS // lists)), triton.next_power_of_2(group)
+    means = min(MEANS, LOGITS // heads)
     size, tokens = blocks * each, triton.cdiv(tokens, TOKENS) * TOKENS
     assert group <= 16, "query heads of a KV head share a tile of 16 rows"
     logits = torch.empty(b, q_heads, size, dtype=torch.float32, device=q.device)
-    tops = torch.empty(b, q_heads, blocks, dtype=torch.float32, device=q.device)
+    tops = torch.empty(b, q_heads, programs, dtype=torch.float32, device=q.device)
     masses = torch.empty_like(tops)
     scores = torch.empty(b, kv_heads, tokens, dtype=torch.float32, device=q.device)
-    _logits[(blocks, b * kv_heads)](
+    _logits[(programs, lists)](
         q.contiguous(),
         bounds,
         k_pool,
@@ -215,9 +240,10 @@ def token_scores(
         PAGE=PAGE,
         CHUNKS=each,
         WIDE=q.dtype == torch.float32,
-        num_warps=4 if dims <= 64 else 8,  # a program ranks dims x dims pairs of channels
+        num_stages=STAGES,
+        num_warps=8 if q.dtype == torch.float32 else 4,  # else products in fp32 spill
     )
-    _means[(tokens // TOKENS, b * kv_heads)](
+    _means[(triton.cdiv(tokens, means), lists)](
         logits,
         tops,
         masses,
@@ -227,11 +253,11 @@ def token_scores(
         sizes.shape[1],
         size,
         tokens,
+        programs,
         HKV=kv_heads,
         G=group,
-        HEADS=triton.next_power_of_2(group),
-        CHUNKS=each,
-        TOKENS=TOKENS,
+        HEADS=heads,
+        CHUNKS=means,
     )
     return scores
 

@@ -38,6 +38,7 @@ from macbench.errors import MacbenchError
 from macbench.kernels.paged import wide
 
 LEAST = 16  # tokens, as in the authors' code
+LINE = 64  # chunks: 128 bytes in 16 bits, so that a channel's bounds begin where memory's lines do
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class RocketKV(Method):
         # C tokens in chunks of sqrt(C / T) or, below 2 T, of one; the window may exceed its share
         tokens = self.tokens(geometry, max_tokens)
         chunks = max(2 * tokens, math.isqrt(max_tokens * tokens)) + self.window + 2
-        chunks = min(chunks, max_tokens) if self.sparse else 0
+        chunks = -(-min(chunks, max_tokens) // LINE) * LINE if self.sparse else 0
         shape = (layers, slots, heads, 2 * d, chunks)  # the maxima of the channels, their minima
         self.bounds = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
         size = max_tokens if self.sparse else 0
