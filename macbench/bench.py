@@ -368,7 +368,7 @@ def draw(
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-LEFT = ("model", "method", "note")  # columns of words
+LEFT = ("model", "method", "launch", "note")  # columns of words
 _HEADER = (
     *("layout", "batch", "context", "K", "r", "ring", "lag", "pattern", "hit", "tiling", "method"),
     *("us", "10-90 %", "floor", "x floor", "x cold", "x tc", "x cc", "note"),

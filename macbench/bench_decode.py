@@ -71,6 +71,8 @@ COLUMNS = {
     "run": "string",  # when the process began
 }
 MIXED = "mixed"
+PROFILED = 3  # steps of which every launch is told
+LONGEST = 12  # launches of a step that are printed
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Settings:
     backend: Literal["auto", "torch", "triton", "flashinfer"]
     mixed: bool
     rest: bool
+    launches: bool
     peer: Literal["none", "transformers"]
     replays: int
     seed: int
@@ -120,12 +123,21 @@ def decode(words: Sequence[str]) -> int:
     book, say = open_book("decode", plan.settings.out, plan.settings.name, COLUMNS)
     timer, machine, began = begin("decode", words, book, say)
     rows: dict[tuple, dict[str, Any]] = {}
+    parts: list[dict[str, Any]] = []
+    beside = book.path.with_name(f"{book.path.stem}_launches.csv")
     for row in measure(plan, timer, machine, say):
         row |= {"run": began}
+        told = row.pop("launches", [])
         book.add(row)
         rows[tuple(row[key] for key in book.key)] = row
         say(_line(row))
+        if told:
+            parts += [{key: row[key] for key in book.key} | part for part in told]
+            pd.DataFrame(parts).round(2).to_csv(beside, index=False, lineterminator="\n")
     print(table(book.find(rows.values())))
+    if parts:
+        print(launch_table(parts))
+        print(f"\nLaunches: {beside}")
     print(f"\nRows: {book.path}; how they were made: {book.about}")
     return 0 if all(row["ok"] for row in rows.values()) else 1
 
@@ -237,7 +249,8 @@ def _decodes(
 
     settings = plan.settings
     assert isinstance(values.length, int)
-    case = Case(values.length, values.batch, settings.replays, settings.seed, settings.backend)
+    steps = (settings.replays, settings.seed, settings.backend)
+    case = Case(values.length, values.batch, *steps, PROFILED if settings.launches else 0)
     if case.prompt < 1:
         raise MacbenchError(
             f"length={case.length} is too short for {case.steps} steps (replays and warm-up)."
@@ -311,6 +324,8 @@ def _one(
     row |= _against_floor(row["us_median"], model, timed, machine)
     row |= {"tokens_s": 1e6 * bed.rows / row["us_median"], "hit": td.hit_rate(timed.traces)}
     row |= {"hits": None if row["hit"] is None else "measured"}
+    if timed.launches:
+        row |= {"launches": timed.launches}
     del timed
     if rest:
         td.release(model.geometry.device)
@@ -392,6 +407,19 @@ def table(rows: pd.DataFrame) -> str:
     peers = sorted({str(peer) for peer in rows["peer"].dropna()})
     lines = [f"peer: transformers, {peer}" for peer in peers]
     return draw(cells, _HEADER, lines, NOTES)
+
+
+def launch_table(parts: Sequence[dict[str, Any]]) -> str:
+    """The longest launches of every step, for reading."""
+    header = ("model", "length", "batch", "method", "launch", "a step", "us a step")
+    cells = []
+    about = ("model", "length", "batch", "method", "around", "fused")
+    for _, found in pd.DataFrame(parts).groupby([*about], sort=False):
+        for part in found.head(LONGEST).to_dict("records"):
+            cell = {key: str(part[key]) for key in header[:4]} | {"launch": part["launch"][:60]}
+            cell |= {"a step": f"{part['a_step']:.4g}", "us a step": f"{part['us_step']:.1f}"}
+            cells.append(cell)
+    return draw(cells, header, [], ["of all layers, by torch's profiler; the file has the rest."])
 
 
 def _cells(row: pd.Series) -> dict[str, str]:

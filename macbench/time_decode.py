@@ -23,6 +23,7 @@ from macbench.engine.cache import PagedCache
 from macbench.engine.decode import Rows, build, graph, views
 from macbench.engine.sampling import Decoding
 from macbench.kernels.paged import PAGE
+from macbench.measure.latency.launches import launches
 from macbench.measure.trace import Trace
 from macbench.models import compiled
 
@@ -57,17 +58,19 @@ class PassThrough(Method):
 
 @dataclass(frozen=True)
 class Case:
-    """batch: rows of each method; length: tokens of a row after its last step."""
+    """batch: rows of each method; length: tokens of a row after its last step; profiled: steps
+    before the timed ones of which every launch is told."""
 
     length: int
     batch: int
     replays: int
     seed: int
     backend: str = "auto"
+    profiled: int = 0
 
     @property
     def steps(self) -> int:
-        return WARM + self.replays
+        return WARM + self.replays + self.profiled
 
     @property
     def prompt(self) -> int:
@@ -153,10 +156,11 @@ def begin(bed: Bed, methods: Sequence[Method], rows: Rows) -> None:
 
 @dataclass
 class Timed:
-    """us of every timed step, and what the methods read in them."""
+    """us of every timed step, what the methods read in them, and a step's launches."""
 
     times: list[float]
     traces: list[Trace]
+    launches: list[Row]
 
 
 @torch.inference_mode()
@@ -183,12 +187,14 @@ def time_step(bed: Bed, methods: Sequence[Method], timer: Timer, capture=graph) 
         loop.step()
     replay = capture(loop.step)
     timer.steps(replay, loop.plan, EAGER, WARM - EAGER)
+    done = WARM + case.profiled
+    told = launches(replay, loop.plan, WARM, case.profiled, g.device) if case.profiled else []
     for trace in traces:
         for total in (*trace.sums.values(), trace.steps, trace.context):
             total.zero_()
-    times = timer.steps(replay, loop.plan, WARM, case.replays)
+    times = timer.steps(replay, loop.plan, done, case.replays)
     assert rows.step.tolist() == [case.steps] * bed.rows, "a row stopped before the end"
-    return Timed(times, traces)
+    return Timed(times, traces, told)
 
 
 @torch.inference_mode()

@@ -208,6 +208,25 @@ def test_a_run_counts_and_compares(tmp_path):
     assert "mixed" in text and "x alone" in text and "FAILED" not in text
 
 
+def test_the_launches_of_a_step():
+    """On a CPU torch's operators: those of two layers, counted a step; times are not touched."""
+    words = ["method=[full,mac]", "around=eager", "mac.K=32", "mac.r=8", "batch=1"]
+    plain, told = measured(*words), measured(*words, "launches=true")
+    full, mac = ({p["launch"]: p for p in row.pop("launches")} for row in told)
+    assert full["aten::silu"]["a_step"] == mac["aten::silu"]["a_step"] == 2  # one a layer
+    assert sum(p["a_step"] for p in mac.values()) > sum(p["a_step"] for p in full.values())
+    times = [part["us_step"] for part in full.values()]
+    assert times == sorted(times, reverse=True) and min(times) > 0
+    for before, after in zip(plain, told, strict=True):
+        late = time_decode.WARM + bench_decode.PROFILED + (REPLAYS - 1) / 2
+        assert after["us_median"] == late  # this timer counts steps
+        assert (after["n"], after["rows"]) == (before["n"], before["rows"])
+    assert told[0]["cache_bytes"] == plain[0]["cache_bytes"]
+    about = dict.fromkeys(("model", "length", "batch", "method", "around", "fused"), 1)
+    text = bench_decode.launch_table([about | part for part in full.values()])
+    assert times[0] == full[next(iter(full))]["us_step"] and f"{times[0]:.1f}" in text
+
+
 def test_a_step_that_disagrees_holds_no_time(monkeypatch):
     monkeypatch.setattr(time_decode, "disagreement", lambda bed: 0.5)
     (row,) = measured("batch=1")
