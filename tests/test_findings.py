@@ -26,7 +26,8 @@ def test_runs_are_valid_and_ruler_is_whole(tmp_path):
         assert own <= {*json.loads(BUDGETS)}
 
 
-def test_side_by_side_each_with_its_log(tmp_path, capsys):
+def test_side_by_side_each_with_its_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     wait = "import os, sys, time; time.sleep(1); print(os.environ['CUDA_VISIBLE_DEVICES'])"
     wanted = {f"a/{i}": [sys.executable, "-c", wait] for i in range(3)}
     wanted["b/0"] = [sys.executable, "-c", "raise SystemExit('no such task')"]
@@ -35,6 +36,15 @@ def test_side_by_side_each_with_its_log(tmp_path, capsys):
     assert sorted(told) == [*(f"a/{i}: exit code 0" for i in range(3)), "b/0: exit code 1"]
     assert "no such task" in (tmp_path / "logs" / "b-0.txt").read_text()
     assert (tmp_path / "logs" / "a-0.txt").read_text() == "0\n"
+
+
+def test_gpus_are_those_that_may_be_used_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    tell = "import os, time; time.sleep(1); print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    wanted = {f"a/{i}": [sys.executable, "-c", tell] for i in range(4)}
+    assert launch(wanted, tmp_path, 2, time.monotonic() + 60) == 0
+    told = [(tmp_path / "logs" / f"a-{i}.txt").read_text() for i in range(4)]
+    assert told == ["3\n", "5\n", "3\n", "5\n"]
 
 
 def test_what_does_not_fit_in_the_time_is_stopped(tmp_path):

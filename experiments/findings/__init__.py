@@ -31,12 +31,13 @@ FEW = (  # where an answer is long
     "mac.tau=[0.45,0.75]",
     *(f"{name}.budget=0.2" for name in ("quest", "snapkv", "streaming_llm")),
 )
-MINE = (  # what makes MAC work: its controls and extensions, one switch at a time
-    ("match", "mac.match=[nearest,previous,random_lag,random]"),
-    ("post_rope", "mac.match_on=post_rope"),
-    ("unamended", "mac.amend=false"),
-    ("whole_groups", "mac.refresh_mixed_groups=true"),
-    ("short_chains", "mac.max_chain=[1,8]"),
+MINE = (  # what makes MAC work: its controls and extensions, and the two that help together
+    ("match", ("method=[full,mac]", "mac.match=[nearest,previous,random_lag,random]")),
+    ("post_rope", ("method=mac", "mac.match_on=post_rope")),
+    ("unamended", ("method=mac", "mac.amend=false")),
+    ("whole_groups", ("method=mac", "mac.refresh_mixed_groups=true")),
+    ("short_chains", ("method=mac", "mac.max_chain=[1,8]")),
+    ("both", ("method=mac", "mac.refresh_mixed_groups=true", "mac.max_chain=[2,4,8]")),
 )
 RULER = (
     "ruler/niah_single_1,ruler/niah_single_2,ruler/niah_single_3",
@@ -72,9 +73,8 @@ def runs() -> dict[str, list[str]]:
         ]
     few = ("ruler/niah_multikey_1,ruler/niah_multivalue", "ruler/vt,ruler/cwe")
     own = (*LONG, "length=8k", "limit=50", BLOCK)
-    for name, switch in MINE:
-        words = ("method=[full,mac]", "mac.tau=[0.45,0.6]", switch)
-        ruler("mac_8k", name, *own, *words, tasks=few)
+    for name, switches in MINE:
+        ruler("mac_8k", name, *own, "mac.tau=[0.45,0.6]", *switches, tasks=few)
     for part, methods in SETS.items():
         ruler("hold_8k", part, *own, "hold=question", *methods, tasks=few)
         ruler("base_4k", part, *BASE, "length=4k", "limit=50", BLOCK, *methods)

@@ -43,9 +43,9 @@ def main() -> int:
 def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float) -> int:
     """So many at a time on each GPU, which is all they see; their output to OUT/logs. 0 where all
     are done, 1 where one failed or was stopped."""
-    cards = max(torch.cuda.device_count(), 1)
+    cards = visible()
     waiting = list(commands)
-    running: dict[str, tuple[int, subprocess.Popen, IO[str]]] = {}
+    running: dict[str, tuple[str, subprocess.Popen, IO[str]]] = {}
     (out / "logs").mkdir(parents=True, exist_ok=True)
     code = 0
     while waiting or running:
@@ -64,9 +64,10 @@ def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float
                 del running[name]
         if late:
             return code or int(bool(waiting))
-        loads = [sum(card == c for c, *_ in running.values()) for card in range(cards)]
-        if waiting and min(loads) < jobs:
-            name, card = waiting.pop(0), loads.index(min(loads))
+        loads = {card: sum(card == c for c, *_ in running.values()) for card in cards}
+        card = min(cards, key=lambda card: loads[card])
+        if waiting and loads[card] < jobs:
+            name = waiting.pop(0)
             log = (out / "logs" / f"{name.replace('/', '-')}.txt").open("w")
             running[name] = (card, start(commands[name], card, log), log)
         else:
@@ -74,8 +75,14 @@ def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float
     return code
 
 
-def start(command: list[str], card: int, log: IO[str]) -> subprocess.Popen:
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": str(card)}
+def visible() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [*map(str, range(max(torch.cuda.device_count(), 1)))]
+
+
+def start(command: list[str], card: str, log: IO[str]) -> subprocess.Popen:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": card}
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
 
 
