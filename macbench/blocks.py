@@ -29,6 +29,7 @@ from macbench.measure.stats import Comparison, Interval, compare, holm, interval
 from macbench.store import Results
 
 FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
+FULL = "full"
 BUDGETS = ("budget=", "tokens=")  # words of a label that say what was asked for
 MORE = 1.01  # of full attention's bytes: a note
 PAIR = ["task", "seed", "id"]  # within one block, that is one model and length
@@ -112,10 +113,12 @@ class Block:
     noise: tuple[float, int] | None  # share of samples on which two exact backends differ, of n
     notes: list[str] = field(default_factory=list)
     grids: list[Grid] | None = None  # what to draw instead of what the lines say
+    against: str = FULL  # the method that the others are tested against
 
 
-def summarise(results: Results) -> list[Block]:
-    """The blocks of a results folder, by model, benchmark and length."""
+def summarise(results: Results, against: str = FULL) -> list[Block]:
+    """The blocks of a results folder, by model, benchmark and length. against: the label of the
+    method that the others are tested against."""
     cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
     layers = results.layers.merge(cells[["row", "task"]], left_on="cell", right_index=True)
     columns = ["task", "seed", "row"]
@@ -125,7 +128,7 @@ def summarise(results: Results) -> list[Block]:
     keys = ["model", family, "length", "hold", "dtype", "weights"]
     groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
     return [
-        _block(some, judged, layers)
+        _block(some, judged, layers, against)
         for _, group in groups
         for some, judged in _by_judge(group, samples, results.scores)
     ]
@@ -166,7 +169,7 @@ def _conditions(identity: dict[str, Any]) -> str:
     return json.dumps([_family(task["name"]), task["knobs"], *same], sort_keys=True)
 
 
-def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> Block:
+def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, against: str) -> Block:
     version = cells["identity"].map(lambda identity: identity["task"]["version"])
     newest = version == version.groupby(cells["task"]).transform("max")
     older, cells = int((~newest).sum()), cells[newest]
@@ -182,6 +185,9 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> 
     }
     exact = min(passes, key=lambda key: passes[key], default=None)
     full = samples[samples["row"] == exact]
+    named = [key for key in rows if labels[key] == against]
+    other = exact if against == FULL else next(iter(named), None)
+    base = samples[samples["row"] == other]
     split = [key for key in passes if exact and passes[key] != passes[exact]]
     noise = None
     if split:
@@ -197,10 +203,12 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> 
         line = _line(rows[key], labels[key], own, names)
         pairs = _pair(full, own)
         if key != exact and len(pairs):
+            line.same = float((pairs["output_full"] == pairs["output"]).mean())
+        pairs = _pair(base, own)
+        if key != other and len(pairs):
             line.versus = compare(
                 pairs["score_full"], pairs["score"], pairs["task"], pairs["cluster"]
             )
-            line.same = float((pairs["output_full"] == pairs["output"]).mean())
         for task, part in line.tasks.items():
             part.acceptance = accepted.get((key, task))
         rates = [x.acceptance for x in line.tasks.values() if x.acceptance is not None]
@@ -222,6 +230,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame) -> 
         embedded=embedded,
         lines=lines,
         noise=noise,
+        against=against,
     )
     block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
     resumed = samples.loc[samples["resumed"].notna(), "cell"]

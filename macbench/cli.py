@@ -157,6 +157,12 @@ def parser() -> Parser:
         metavar="GB/S",
         help="at which a step reads (an H200: 4800), to say when a method's prefill work pays",
     )
+    add.add_argument(
+        "--against",
+        default="full",
+        metavar="METHOD",
+        help='test against this row, such as "quest budget=0.2" (default: full)',
+    )
 
     add = command(
         "plot",
@@ -344,7 +350,8 @@ def compare(args: argparse.Namespace) -> None:
     results = store.read(*map(_results, args.dirs))
     margin = None if args.margin is None else args.margin / 100
     bandwidth = None if args.bandwidth is None else args.bandwidth * 1e9
-    print(comparing.table(results, args.format or "text", margin, bandwidth))
+    format = args.format or "text"
+    print(comparing.table(results, format, margin, bandwidth, args.against))
 
 
 def plot(args: argparse.Namespace) -> None:

@@ -1,12 +1,13 @@
 """Methods at matched byte budgets: a table per benchmark and length, a row per method, a column per
 budget that was asked for.
 
-Two questions are answered of every cell, both paired with full attention on the same samples: is it
-different (the tests of `macbench.measure.stats`, Holm over the table), and is it not worse by more
-than a margin fixed beforehand (the lower end of the one-sided 95 % interval of the difference lies
-above -margin). No difference found is not the second: a table says neither where samples are few.
-A cell stands in the column of what was asked, whatever it read; where that is not what was asked,
-or where it answered fewer samples than others did, the cell says so.
+Two questions are answered of every cell, both paired with full attention, or with another row
+(`--against`), on the same samples: is it different (the tests of `macbench.measure.stats`, Holm
+over the table), and is it not worse by more than a margin fixed beforehand (the lower end of the
+one-sided 95 % interval of the difference lies above -margin). No difference found is not the
+second: a table says neither where samples are few. A cell stands in the column of what was asked,
+whatever it read; where that is not what was asked, or where it answered fewer samples than others
+did, the cell says so.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from macbench.blocks import Block, Grid, Line, summarise
-from macbench.errors import MacbenchError
+from macbench.blocks import FULL, Block, Grid, Line, summarise
+from macbench.errors import MacbenchError, nearest
 from macbench.measure.stats import samples_to_exclude, samples_to_see
 from macbench.report import bracket, drop_empty, ends, p_value, percent, plus_minus, render
 from macbench.store import Results
@@ -34,17 +35,22 @@ def table(
     format: str = "text",
     margin: float | None = None,
     bandwidth: float | None = None,
+    against: str = FULL,
 ) -> str:
     """The comparison as text, md, latex or csv (tidy, fractions).
 
     margin: share of the scale, None: the family's. bandwidth: bytes per second at which a step
     reads; with it a method's own prefill seconds become tokens after which they are paid back.
+    against: the label of the method that the others are tested against.
     """
     if margin is not None and not 0 < margin < 1:
         raise MacbenchError(f"--margin {100 * margin:g}: give points between 0 and 100.")
     if bandwidth is not None and bandwidth <= 0:
         raise MacbenchError(f"--bandwidth {bandwidth / 1e9:g}: give GB/s above 0.")
-    blocks = summarise(results)
+    blocks = summarise(results, against)
+    labels = [line.label for block in blocks for line in block.lines]
+    if against not in {FULL, *labels}:
+        raise MacbenchError(f"--against '{against}' is no row here: {nearest(against, labels)}")
     margins = [margin or MARGINS.get(block.family, MARGIN) for block in blocks]
     if format == "csv":
         rows = [
@@ -62,18 +68,22 @@ def table(
 
 
 def not_worse(line: Line, margin: float) -> bool:
-    """Whether it is shown that the method loses no more than `margin` against full attention."""
+    """Whether it is shown that the method loses no more than `margin` against the other."""
     return line.versus is not None and line.versus.least > -margin
 
 
 def different(line: Line) -> bool:
-    """Whether the method differs from full attention, over the whole table."""
+    """Whether the method differs from the other, over the whole table."""
     return line.holm is not None and line.holm < LEVEL
 
 
 def better(line: Line) -> bool:
     """Significantly above full attention, which a method that reads less should not be."""
     return different(line) and line.versus is not None and line.versus.difference.mean > 0
+
+
+def _flagged(block: Block) -> list[Line]:
+    return [line for line in block.lines if block.against == FULL and better(line)]
 
 
 def matched(line: Line) -> bool | None:
@@ -101,11 +111,11 @@ def _table(block: Block, margin: float) -> Grid:
     asked = [line.plan.asked for line in block.lines]
     columns = [None] * (None in asked) + sorted({share for share in asked if share is not None})
     header = ["score", *(SET if share is None else f"{100 * share:g} %" for share in columns)]
-    most = max(line.n for line in block.lines)
+    most, flagged = max(line.n for line in block.lines), _flagged(block)
     rows: dict[str, dict[float | None, str]] = {}
     for line in block.lines:
         mine = rows.setdefault(line.plan.row + (" (control)" if line.control else ""), {})
-        cell = _cell(line, margin, most)
+        cell = _cell(line, margin, most, line in flagged)
         share = line.plan.asked
         mine[share] = f"{mine[share]}; {cell}" if share in mine else cell
     for line in block.lines:
@@ -113,24 +123,26 @@ def _table(block: Block, margin: float) -> Grid:
             mine = rows[line.plan.row + (" (control)" if line.control else "")]
             for share in columns:
                 if share is not None and share < line.plan.floor:
-                    mine.setdefault(share, _cell(line, margin, most))
+                    mine.setdefault(share, _cell(line, margin, most, line in flagged))
     return [header, *([name, *(own.get(c, "-") for c in columns)] for name, own in rows.items())]
 
 
-def _cell(line: Line, margin: float, most: int) -> str:
+def _cell(line: Line, margin: float, most: int, flagged: bool) -> str:
     """Such as "61.2 +- 4.0 at 20.3 %, n"; most: samples of the line that has the most."""
     if line.accuracy is None:
         return "failed" if any(mark.startswith("failed") for mark in line.marks) else "no sample"
     read = line.budgets.byte if line.budgets else None
     sign = "min " if line.plan.floor is not None else "~" if matched(line) is False else ""
-    marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * better(line)
+    marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * flagged
     parts = [plus_minus(line.accuracy) + ("" if read is None else f" at {sign}{100 * read:.1f} %")]
     parts += [marks] * bool(marks) + [f"{line.n} of {most}"] * (line.n < most)
     return ", ".join(parts)
 
 
 def _tests(block: Block) -> Grid:
-    grid = [["vs full", "n", "difference", "at least", "worse", "better", "p", "p Holm"]]
+    grid = [
+        [f"vs {block.against}", "n", "difference", "at least", "worse", "better", "p", "p Holm"]
+    ]
     for line in block.lines:
         if v := line.versus:
             least = f"{100 * v.least:+.1f}"
@@ -180,6 +192,7 @@ def _costs(block: Block, bandwidth: float | None) -> Grid:
 
 def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
     lines = block.lines
+    other = "full attention" if block.against == FULL else block.against
     notes = [
         "score: mean over tasks, % +- half of its 95 % interval, at the bytes it read, % of full "
         "attention's, metadata included; columns: the budget asked for (of tokens, where that is "
@@ -197,20 +210,20 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
     if any(line.versus for line in lines):
         points = f"{100 * margin:g} point{'' if margin == POINT else 's'}"
         notes += [
-            f"n: not worse than full attention by more than {points} (one-sided 95 % of the paired "
-            "difference, each cell by itself). d: different from full attention (McNemar or "
+            f"n: not worse than {other} by more than {points} (one-sided 95 % of the paired "
+            f"difference, each cell by itself). d: different from {other} (McNemar or "
             "sign-flip by clusters, p after Holm over this table < 0.05). Without a mark the "
             "samples do not tell; that is not equality.",
             "at least: lower end of that one-sided interval. worse, better: samples.",
             "changed: samples whose score changed, of graded scores the mean square change; it is "
             "taken as it was seen here. n for 1 point: samples with which a difference of a point "
             "would be found (80 % power, two-sided 5 %). n for margin: samples with which a "
-            "method as good as full attention would get its n (80 % power).",
+            f"method as good as {other} would get its n (80 % power).",
         ]
     else:
         notes.append(
-            "no sample of full attention here to pair with, so no tests; run method=full with the "
-            "same options into this folder."
+            f"no sample of {other} here to pair with, so no tests; run it with the same options "
+            "into this folder."
         )
     if any(line.plan.planned is not None or line.plan.spread for line in lines):
         notes.append(
@@ -229,8 +242,7 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             notes.append(f"mind {line.label}: {marks}.")
         if elsewhere := _elsewhere(block, line):
             notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")
-    flagged = [line.label for line in lines if better(line)]
-    if flagged:
+    if flagged := [line.label for line in _flagged(block)]:
         notes.append(f"! {', '.join(flagged)}: better than full attention; look for a bug first.")
     rest = ("noise floor:", "control:", "failed:", "resumed:", "left out:", "versions:")
     return [*notes, *(note for note in block.notes if note.startswith(rest))]
@@ -262,6 +274,7 @@ def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str
             "floor": plan.floor,
             "planned": plan.planned,
             "n": line.n,
+            "against": block.against,
         }
         if b:
             row |= {"byte_budget": b.byte, "token_budget": b.token, "resident": b.resident}
@@ -275,7 +288,12 @@ def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str
             row |= ends("difference", v.difference)
             row |= {"difference_least": v.least, "margin": margin}
             row |= {"not_worse": not_worse(line, margin), "different": different(line)}
-            row |= {"better": better(line), "p": v.p, "p_holm": line.holm, "test": v.test}
+            row |= {
+                "better": line in _flagged(block),
+                "p": v.p,
+                "p_holm": line.holm,
+                "test": v.test,
+            }
             row |= {"lost": v.worse, "won": v.better, "pairs": v.n, "changed": v.discordance}
             row |= {"n_for_a_point": seen, "n_for_the_margin": shown}
         row |= {"own_prefill_s": plan.begin_s, "prefill_s": plan.prefill_s}

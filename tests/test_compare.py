@@ -229,6 +229,24 @@ def test_what_is_unfinished_says_so(tmp_path):
     assert "mind kivi: never acted." in text
 
 
+def test_against_another_row_every_row_is_paired_with_that_one(out):
+    """Quest at 0.1 fails in three samples that full attention answers; MAC in one, and it answers
+    one more, so of quest's three MAC has all."""
+    cells = found(out, against="quest budget=0.1")
+    full, mac, quest = (cells[x] for x in ("full", "mac tau=0.45", "quest budget=0.1"))
+    assert (full["won"], full["lost"]) == ("3", "0") and quest["difference"] == ""
+    assert float(full["difference"]) == pytest.approx(3 / N)
+    assert (mac["won"], mac["lost"]) == ("4", "1")
+    text = table(store.read(out), against="quest budget=0.1")
+    assert grid(text, "vs")["full"] and "not worse than quest budget=0.1 by more than" in text
+    assert "look for a bug" not in text  # only of what beats full attention
+
+
+def test_against_a_row_that_is_not_there(out, capsys):
+    assert main(["compare", str(out), "--against", "quest budget=0.11"]) == 2
+    assert "did you mean 'quest budget=0.1'?" in capsys.readouterr().err
+
+
 def test_without_full_attention_there_are_no_tests_and_it_is_said(tmp_path):
     write(tmp_path, "quest", {"budget": 0.1}, FULL, label="quest budget=0.1")
     text = table(store.read(tmp_path))
