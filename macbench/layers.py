@@ -44,7 +44,7 @@ def table(results: Results, format: str = "text") -> str:
         return found.round(4).to_csv(lineterminator="\n")
     blocks = []
     for about, part in found.groupby(BLOCK, sort=False):
-        rates = part.droplevel(BLOCK)
+        rates = part.reset_index(BLOCK, drop=True)
         title = f"{', '.join(map(str, about))} tokens: MAC's reuse by layer"
         grids = [_grid(title, rates[name].unstack("method")) for name, title in SHOWN.items()]
         blocks.append(Block({}, str(about[1]), title, set(), [], None, [NOTE], grids))
