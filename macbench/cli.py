@@ -268,25 +268,26 @@ def train(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> int:
     if args.what == "decode":
-        from macbench.bench_decode import decode
+        from macbench.bench.decode import decode
 
         return decode(args.options)
-    from macbench.bench import attention
+    from macbench.bench.attention import attention
 
     return attention(args.options)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.multirun:
-        from macbench.sweep import sweep
+        from macbench.run.sweep import sweep
 
         return sweep(args.options)
     from macbench.config import configure
 
     config = configure(args.options)
-    from macbench import report, store
+    from macbench import store
     from macbench.progress import Progress
     from macbench.run import run as run_all
+    from macbench.tables import report
 
     progress = Progress()
     try:
@@ -299,8 +300,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> None:
-    from macbench.calibrate import calibrate as solve
-    from macbench.calibrate import read_words, told
+    from macbench.calibrate.solve import calibrate as solve
+    from macbench.calibrate.solve import read_words, told
     from macbench.progress import Progress
 
     asked, config = read_words(args.options)
@@ -323,9 +324,10 @@ def list_(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    from macbench import report, store
     from macbench import score as scoring
+    from macbench import store
     from macbench.progress import Progress
+    from macbench.tables import report
 
     asked = scoring.read_options(args.options)
     progress = Progress()
@@ -337,15 +339,16 @@ def score(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    from macbench import averages, layers, report, store
+    from macbench import store
+    from macbench.tables import averages, layers, report
 
     table = averages.table if args.averages else layers.table if args.layers else report.table
     print(table(store.read(_results(args.dir)), args.format or "text"))
 
 
 def compare(args: argparse.Namespace) -> None:
-    from macbench import compare as comparing
     from macbench import store
+    from macbench.tables import compare as comparing
 
     results = store.read(*map(_results, args.dirs))
     margin = None if args.margin is None else args.margin / 100
@@ -356,7 +359,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def plot(args: argparse.Namespace) -> None:
     from macbench import plots
-    from macbench.cell import check_writable
+    from macbench.store.cell import check_writable
 
     folder = args.out or _results(args.dir)
     check_writable(folder)

@@ -12,8 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from macbench import calibration, overrides, presets
-from macbench.calibration import Calibration
+from macbench import overrides, presets
+from macbench.calibrate import saved
+from macbench.calibrate.saved import Calibration
 from macbench.checks import brief, check_types, show
 from macbench.errors import MacbenchError, nearest
 
@@ -187,7 +188,7 @@ def _calibrated(name: str) -> MethodSpec:
     method, _, file = name.partition("@")
     if not file:
         raise MacbenchError(f"'{name}' names no file; write {method}@FILE.")
-    found = calibration.read(Path(file).expanduser())
+    found = saved.read(Path(file).expanduser())
     if found.method != method:
         raise MacbenchError(f"{file} calibrates {found.method}; write {found.method}@{file}.")
     defaults = presets.read("method", method)

@@ -15,8 +15,8 @@ from typing import Any
 from macbench import store
 from macbench.checks import check_types
 from macbench.errors import MacbenchError, nearest
-from macbench.lines import Lines, write
 from macbench.progress import Progress
+from macbench.store.lines import Lines, write
 from macbench.tasks.longgenbench import metrics, sections
 from macbench.tasks.longgenbench.judge import Judge, Options, make, says_yes, slug, unclear
 from macbench.tasks.longgenbench.judge.cached import Cached

@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from macbench.blocks import Block, Line, summarise
 from macbench.errors import MacbenchError
 from macbench.store import Results
+from macbench.tables.blocks import Block, Line, summarise
 
 MARKS = "osD^vP*X<>hp"
 COLOURS = [f"C{i}" for i in range(10)] + ["navy", "maroon", "gold", "black"]

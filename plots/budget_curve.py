@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from macbench.blocks import summarise
 from macbench.errors import MacbenchError
 from macbench.plots import paper as reported
 from macbench.plots.accuracy_budget import family, look, panel
 from macbench.store import Results
+from macbench.tables.blocks import summarise
 
 OPTIONS = {"paper": False}
 ROWS = (("longbench_v2",), ("longgenbench", "ruler"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from macbench import store
-from macbench.cell import cell_name, open_cell
+from macbench.store.cell import cell_name, open_cell
 
 TASKS = ("ruler/niah_single_2", "ruler/fwe")
 GEOMETRY = {"layers": 1, "q_heads": 2, "kv_heads": 1, "head_dim": 64, "token_bytes": 512}

@@ -16,11 +16,11 @@ import torch
 
 from macbench import listing, presets, store
 from macbench.attention import METHODS
-from macbench.blocks import summarise
 from macbench.cli import main, parser
 from macbench.config import configure
 from macbench.experiments import demo
 from macbench.run import reachable
+from macbench.tables.blocks import summarise
 
 ROOT = Path(__file__).parents[1]
 WINDOW = 2048

@@ -65,8 +65,9 @@ def runs(out: Path, samples: int, length: str) -> dict[str, list[str]]:
 
 def main(out: Path, samples: int, length: str, progress: Progress) -> int:
     """Run what is missing, print the table and draw the figures. Returns the exit code."""
-    from macbench import plots, report, run, store
+    from macbench import plots, run, store
     from macbench.config import configure
+    from macbench.tables import report
 
     asked = runs(out, samples, length)
     configs = {name: configure(words) for name, words in asked.items()}  # refused before any runs

@@ -36,8 +36,8 @@ Say = Callable[[str], None]
 
 def main(words: Sequence[str], say: Say) -> Path:
     """`macbench train`: returns the adapter's file."""
-    from macbench.cell import check_writable
     from macbench.models.load import pick_device
+    from macbench.store.cell import check_writable
 
     settings = configure(words)
     if settings.device == "auto" and pick_device("auto").type == "cpu":

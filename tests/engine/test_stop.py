@@ -9,7 +9,7 @@ import pytest
 from macbench.attention import create
 from macbench.engine import Engine, cut, decode
 from macbench.models import Model
-from macbench.resume import join, rest
+from macbench.run.resume import join, rest
 
 METHODS = [("full", {}), ("mac", {"tau": 0.3, "K": 16, "r": 6}), ("streaming_llm", {"budget": 0.3})]
 NEW = 20

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from macbench.bench import configure, table
+from macbench.bench.attention import configure, table
 from macbench.cli import main
 from macbench.errors import MacbenchError
 from macbench.measure.latency import data, record, reference

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from macbench.errors import MacbenchError
-from macbench.lines import Lines
+from macbench.store.lines import Lines
 from macbench.tasks.longgenbench.judge import (
     Options,
     Question,

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from macbench import report, store, tasks
-from macbench.cell import cell_name, open_cell
+from macbench import store, tasks
 from macbench.cli import main
 from macbench.config import configure
 from macbench.errors import MacbenchError
+from macbench.store.cell import cell_name, open_cell
+from macbench.tables import report
 
 SECRET = "sk-very-secret-42"
 SPACE = "longgenbench/skyscraper"

@@ -8,5 +8,5 @@
     floor      bytes and launches as microseconds
     record     one row per point, in a parquet file that survives a kill; run: the loop
 
-`macbench.bench` is the command.
+`macbench.bench.attention` is the command.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from macbench.lines import Lines
+from macbench.store.lines import Lines
 from macbench.tasks.longgenbench.judge import Judge, Question, digest
 
 

@@ -11,7 +11,7 @@
         summary.json       derived: accuracy, budgets, acceptance
         scores-JUDGE.*     what another judge says of the same answers (`macbench.score`)
 
-A sample counts once both of its lines are whole. Cells are written by `macbench.cell`.
+A sample counts once both of its lines are whole. Cells are written by `macbench.store.cell`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import pandas as pd
 import yaml
 
 from macbench.errors import MacbenchError
-from macbench.lines import whole
 from macbench.measure.budget import KV_STATS
+from macbench.store.lines import whole
 
 COLUMNS = [  # of a line of samples.jsonl
     "index",  # of the sample in its task

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from macbench import store
 from macbench.attention import create
-from macbench.calibrate import next_aim, read_words
+from macbench.calibrate.shadow import Curve, Shadow, bisect, choose, curves, mean
+from macbench.calibrate.solve import next_aim, read_words
 from macbench.cli import main
-from macbench.compare import table
 from macbench.errors import MacbenchError
-from macbench.shadow import Curve, Shadow, bisect, choose, curves, mean
+from macbench.tables.compare import table
 
-sys.path.insert(0, str(Path(__file__).parent / "attention"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "attention"))
 from harness import drive, exact, problem
 
 

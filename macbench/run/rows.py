@@ -9,8 +9,8 @@ from macbench import tasks
 from macbench.attention import Method, create
 from macbench.engine import Answer, Request, cut
 from macbench.engine.audit import full_attention, summary
-from macbench.groups import Group, decoding, prompt_sha
 from macbench.models import Model
+from macbench.run.groups import Group, decoding, prompt_sha
 from macbench.tasks.base import Sample
 
 if TYPE_CHECKING:

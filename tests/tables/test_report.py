@@ -10,9 +10,9 @@ import pytest
 from cells import TASKS, write
 
 from macbench import store
-from macbench.blocks import summarise
 from macbench.errors import MacbenchError
-from macbench.report import table
+from macbench.tables.blocks import summarise
+from macbench.tables.report import table
 
 
 def rows(out) -> list[dict[str, str]]:

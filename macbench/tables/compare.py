@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 
-from macbench.blocks import FULL, Block, Grid, Line, summarise
 from macbench.errors import MacbenchError, nearest
 from macbench.measure.stats import samples_to_exclude, samples_to_see
-from macbench.report import bracket, drop_empty, ends, p_value, percent, plus_minus, render
 from macbench.store import Results
+from macbench.tables.blocks import FULL, Block, Grid, Line, summarise
+from macbench.tables.report import bracket, drop_empty, ends, p_value, percent, plus_minus, render
 
 MARGINS = {"ruler": 0.01, "longbench_v2": 0.02}  # of a difference that would matter
 MARGIN = 0.03  # elsewhere

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from macbench.blocks import Block, Grid, summarise
 from macbench.errors import MacbenchError, nearest
 from macbench.measure.budget import Budgets
 from macbench.measure.stats import Interval
 from macbench.store import Results
+from macbench.tables.blocks import Block, Grid, summarise
 
 
 def table(results: Results, format: str = "text") -> str:

@@ -8,7 +8,8 @@ import io
 import pandas as pd
 import pytest
 
-from macbench import averages, cli, store
+from macbench import cli, store
+from macbench.tables import averages
 from macbench.tasks.ruler import TASKS
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from macbench import config, presets
-from macbench.bench import (
+from macbench.bench.attention import (
     begin,
     check_machine,
     combinations,
@@ -22,9 +22,9 @@ from macbench.checks import check_types
 from macbench.errors import MacbenchError, nearest
 
 if TYPE_CHECKING:
+    from macbench.bench.time_decode import Timed, Timer
     from macbench.measure.latency.floor import Machine
     from macbench.models import Model
-    from macbench.time_decode import Timed, Timer
 
 # column: its type; all before `us_median` are the row's identity
 COLUMNS = {
@@ -211,8 +211,8 @@ def measure(
     capture: Callable | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows as they are made; a row comes again with what transformers took, once that is known."""
+    from macbench.bench.time_decode import release
     from macbench.models import Source, load
-    from macbench.time_decode import release
 
     for name, dtype in dict.fromkeys((v.model, v.dtype) for v in plan.values):
         say(f"{name}: loading")
@@ -244,8 +244,8 @@ def _decodes(
     import torch
 
     from macbench.attention import create
+    from macbench.bench.time_decode import Case, release
     from macbench.models.adapter import fuse
-    from macbench.time_decode import Case, release
 
     settings = plan.settings
     assert isinstance(values.length, int)
@@ -311,7 +311,7 @@ def _one(
     capture: Callable | None,
 ) -> dict[str, Any]:
     """The measured columns of one batch; a row that is wrong holds no time."""
-    from macbench import time_decode as td
+    from macbench.bench import time_decode as td
 
     capture = capture or td.graph
     bed = td.make_bed(model, case, len(methods))
@@ -339,7 +339,7 @@ def _one(
 
 
 def _against_floor(time: float, model: Model, timed: Timed, machine: Machine) -> dict[str, Any]:
-    from macbench import time_decode as td
+    from macbench.bench import time_decode as td
 
     weights = td.weight_bytes(model)
     cache, meta = td.read_bytes(timed.traces, model.geometry)
@@ -363,8 +363,8 @@ def _beside_peer(
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """The same rows with what transformers took for that length and batch."""
-    from macbench.time_decode import release
-    from macbench.time_peer import time_peer
+    from macbench.bench.time_decode import release
+    from macbench.bench.time_peer import time_peer
 
     for length, batch in dict.fromkeys((v.length, v.batch) for v in values):
         mine = [r for r in rows if (r["length"], r["batch"]) == (length, batch)]

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from macbench import store
-from macbench.cell import cell_name, check_writable, open_cell
 from macbench.errors import MacbenchError
+from macbench.store.cell import cell_name, check_writable, open_cell
 
 IDENTITY = {
     "schema": 1,

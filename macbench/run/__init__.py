@@ -15,15 +15,15 @@ import torch
 
 from macbench import tasks
 from macbench.attention import Geometry, Method, create
-from macbench.cell import Cell, cell_name, check_writable, open_cell
 from macbench.engine import Answer, Decoding, Engine, Request
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
-from macbench.groups import Group, check_text, decoding, make_groups, prompt_sha, request
 from macbench.models import Model, Source, load, pick_device
-from macbench.resume import join, loaded, rest, saved
-from macbench.rows import describe, identify, make_row, written
+from macbench.run.groups import Group, check_text, decoding, make_groups, prompt_sha, request
+from macbench.run.resume import join, loaded, rest, saved
+from macbench.run.rows import describe, identify, make_row, written
 from macbench.score import after_run
+from macbench.store.cell import Cell, cell_name, check_writable, open_cell
 
 if TYPE_CHECKING:
     from macbench.config import MethodSpec, RunConfig

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from macbench import groups, store
-from macbench.cell import Cell
+from macbench import store
 from macbench.cli import main
 from macbench.engine import Answer, Engine, Request
-from macbench.resume import join, loaded, rest, saved
+from macbench.run import groups
+from macbench.run.resume import join, loaded, rest, saved
+from macbench.store.cell import Cell
 from macbench.tasks.longgenbench import sections
 
 NEW = 40
@@ -24,7 +25,7 @@ CELLS = ["method=[full,mac,streaming_llm]", "mac.K=32", "mac.r=8", "streaming_ll
 
 DYING = """
 import os, signal, sys
-from macbench.cell import Cell
+from macbench.store.cell import Cell
 from macbench.cli import main
 left, save = int(sys.argv[1]), Cell.save_partial
 def counted(cell, rows=()):

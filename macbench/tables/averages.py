@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from macbench.blocks import Block
 from macbench.errors import MacbenchError
-from macbench.report import render
 from macbench.store import Results
+from macbench.tables.blocks import Block
+from macbench.tables.report import render
 from macbench.tasks.ruler import TASKS
 
 LENGTHS = tuple(4096 << i for i in range(6))

@@ -8,7 +8,8 @@ import io
 import pytest
 from cells import TASKS, write
 
-from macbench import cli, layers, store
+from macbench import cli, store
+from macbench.tables import layers
 
 
 def tidy(out) -> list[dict[str, str]]:

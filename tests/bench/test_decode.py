@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from macbench import bench_decode, time_decode, time_peer
-from macbench.bench_decode import COLUMNS, configure, table
+from macbench.bench import decode as bench_decode
+from macbench.bench import time_decode, time_peer
+from macbench.bench.decode import COLUMNS, configure, table
 from macbench.cli import main
 from macbench.errors import MacbenchError
 from macbench.measure.latency.floor import Machine

@@ -23,7 +23,7 @@ class JobFailed(Exception):
 
 def sweep(words: Sequence[str]) -> int:
     """Run every job of a sweep; all are checked before the first starts. Returns the exit code."""
-    from macbench.cell import check_writable
+    from macbench.store.cell import check_writable
 
     for_hydra, jobs = overrides.split_sweep(words)
     for out in {configure(job).out for job in jobs}:

@@ -1,10 +1,10 @@
 """`macbench calibrate`: a method's knobs for a byte budget that only data decide.
 
 MAC: tau and K. Held-out samples are decoded once by full attention with MAC's ring in shadow
-(`macbench.shadow`), bisection finds the strictest tau for every ring size, and of the ring sizes
-the one that allows the strictest is taken: its ring costs bytes, too. Other methods: their own
-budget knob, which where heads choose for themselves says less than is read, or Twilight's p.
-Tasks weigh the same, however long their answers, as in the tables.
+(`macbench.calibrate.shadow`), bisection finds the strictest tau for every ring size, and of the
+ring sizes the one that allows the strictest is taken: its ring costs bytes, too. Other methods:
+their own budget knob, which where heads choose for themselves says less than is read, or Twilight's
+p. Tasks weigh the same, however long their answers, as in the tables.
 
 Then the method itself runs on the same samples, and where it reads something else (MAC's answers
 and queries drift, heads disagree), the aim is moved; the run that came nearest is kept.
@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from macbench import calibration
 from macbench.attention import Method, create
 from macbench.attention.mac import Mac
-from macbench.calibration import Calibration
+from macbench.calibrate import saved
+from macbench.calibrate.saved import Calibration
+from macbench.calibrate.shadow import RINGS, Choice, Recorded, Shadow, choose, curves, mean
 from macbench.engine import Answer
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
-from macbench.groups import Group, check_text, make_groups, prompt_sha
 from macbench.models import Model, Source, load, pick_device
 from macbench.run import make_engine
-from macbench.shadow import RINGS, Choice, Recorded, Shadow, choose, curves, mean
+from macbench.run.groups import Group, check_text, make_groups, prompt_sha
 
 if TYPE_CHECKING:
     from macbench.config import RunConfig
@@ -243,7 +243,7 @@ def told(predicted: float | None, read: float) -> str:
 
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
     """Solve, check by running, and save."""
-    calibration.check_writable(asked.out)
+    saved.check_writable(asked.out)
     model = load(Source(**config.model))
     check_text(model)
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
@@ -287,5 +287,5 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
         seed=config.seed,
         prompts=[prompt_sha(request) for group in groups for request in group.requests],
     )
-    calibration.write(asked.out, found)
+    saved.write(asked.out, found)
     return found

@@ -13,8 +13,8 @@ from scipy import stats as scipy_stats
 
 from macbench import store
 from macbench.cli import main
-from macbench.compare import table
 from macbench.errors import MacbenchError
+from macbench.tables.compare import table
 
 N = 40
 FULL = [1] * 30 + [0] * 10

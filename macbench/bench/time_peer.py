@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from macbench.bench.time_decode import Timer
     from macbench.models import Model
-    from macbench.time_decode import Timer
 
 WARM = 5  # steps, compiling included
 WAYS = ("static", "dynamic")

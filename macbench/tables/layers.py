@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from macbench.blocks import Block
 from macbench.errors import MacbenchError
 from macbench.measure.budget import acceptance
-from macbench.report import percent, render
 from macbench.store import Results
+from macbench.tables.blocks import Block
+from macbench.tables.report import percent, render
 
 BLOCK = ["model", "benchmark", "length"]
 SHOWN = {

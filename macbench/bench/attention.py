@@ -112,9 +112,9 @@ def open_book(
     what: str, out: str, name: str | None, columns: dict[str, str] | None = None
 ) -> tuple[Record, Callable[[str], None]]:
     """The rows of OUT/NAME.parquet, and what tells the user how far the run is."""
-    from macbench.cell import check_writable
     from macbench.measure.latency.record import COLUMNS, Record
     from macbench.progress import Progress
+    from macbench.store.cell import check_writable
 
     folder = Path(out).expanduser()
     check_writable(folder)

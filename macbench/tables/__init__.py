@@ -1,0 +1,1 @@
+"""What results say, drawn: tables as text, markdown, LaTeX and CSV."""
