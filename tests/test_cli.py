@@ -19,7 +19,7 @@ from macbench.attention import METHODS
 from macbench.cli import main, parser
 from macbench.config import configure
 from macbench.experiments import demo
-from macbench.run import reachable
+from macbench.run.cells import reachable
 from macbench.tables.blocks import summarise
 
 ROOT = Path(__file__).parents[1]

@@ -27,8 +27,7 @@ from macbench.engine import Answer
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
 from macbench.models import Model, Source, load, pick_device
-from macbench.run import make_engine
-from macbench.run.groups import Group, check_text, make_groups, prompt_sha
+from macbench.run.groups import Group, check_text, make_engine, make_groups, prompt_sha
 
 if TYPE_CHECKING:
     from macbench.config import RunConfig

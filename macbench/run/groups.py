@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from macbench import tasks
-from macbench.engine import Decoding, Request
+from macbench.attention import Method
+from macbench.engine import Decoding, Engine, Request
 from macbench.errors import MacbenchError
 from macbench.models import Model
 from macbench.tasks.base import Sample, Task
@@ -99,3 +100,27 @@ def decoding(config: RunConfig, task: Task) -> dict[str, Any]:
     """How answers are decoded: as asked, else as the task was published."""
     published = {**asdict(Decoding()), **getattr(task, "decoding", {})}
     return {key: published[key] if v is None else v for key, v in config.decoding.items()}
+
+
+def make_engine(
+    config: RunConfig,
+    model: Model,
+    group: Group,
+    methods: Sequence[Method],
+    slots: int,
+    backend: str,
+    made: int = 0,
+) -> Engine:
+    """made: tokens of an answer that its request's prompt holds already, at most."""
+    return Engine(
+        model,
+        methods,
+        slots=slots,
+        max_prompt=max(len(r.tokens) for r in group.requests),
+        max_new=max(r.max_new for r in group.requests),
+        max_hold=max(r.hold for r in group.requests),
+        decoding=Decoding(**decoding(config, group.task)),
+        backend=backend,
+        max_made=made,
+        audit=config.audit,
+    )
