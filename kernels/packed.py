@@ -25,7 +25,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 CHUNK = 32  # packed tokens that a program of `attend`, mostly one warp, takes at a time
 PROGRAMS = 1584  # of `attend`, about, if lists are few: 12 fit a multiprocessor of a large card
 REGISTERS = 168  # of a thread, for that
-TOKENS = 128  # of a program of `logits`
+TOKENS = 256  # of a program of `logits`
 PARTIALS = 32  # merged at a time
 
 Parts = tuple[Tensor, Tensor, Tensor]  # codes, scale, low of one layer
@@ -230,7 +230,9 @@ def _logits(
     Q: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """q.k = scale * (q.code) + low * sum(q): a code is exact in 16 bits, so the product is."""
+    """q.k = scale * (q.code) + low * sum(q). A masked code, as it lies in its half of a word, is a
+    subnormal fp16 number, 2^-24 of the code at bit 0: exact, so the product is."""
+    W: tl.constexpr = DIMS * BITS // 32  # words of a key
     list_ = tl.program_id(1)
     row, head = list_ // H, list_ % H * HKV // H
     place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -243,17 +245,27 @@ def _logits(
     else:
         token = place
         held = (place < size) & (place < length)
-    query = tl.arange(0, Q)
-    tile = _query(q, list_, G, D, DIMS, BITS, Q, WIDE)
     first = (row * HKV + head).to(tl.int64) * room
     words = _words(codes + first * UNITS, token, held, UNITS, DIMS, BITS)
-    keys = tl.reshape(_codes(words, BITS), [TOKENS, DIMS]).to(tile.dtype)
-    score = tl.dot(keys, tile, input_precision="ieee")
-    step = tl.load(scale + first + token, held, 0.0).to(tl.float32)
-    least = tl.load(low + first + token, held, 0.0).to(tl.float32)
-    total = tl.sum(tile.to(tl.float32), 0)
+    words = tl.join(words, words >> 8)
+    query, pair = tl.arange(0, Q), tl.arange(0, DIMS * BITS // 8)
+    # of the codes that one mask leaves: channels in the order of `words`, byte by byte of halves
+    channel = (pair // 2 % W * 4 + pair % 2 * 2 + pair // 2 // W) * (8 // BITS)
+    score = tl.zeros([TOKENS, Q], tl.float32)
+    total = tl.zeros([Q], tl.float32)
+    for j in tl.static_range(8 // BITS - 1, -1, -1):
+        own = (query < G)[:, None] & (channel + j < D)[None, :]
+        tile = tl.load(q + (list_ * G + query)[:, None] * D + (channel + j)[None, :], own, 0.0)
+        tile = tile if WIDE else tile.to(tl.float16)
+        x = words & (((1 << BITS) - 1) << j * BITS) * 0x10001
+        x = tl.join(x.to(tl.int16), (x >> 16).to(tl.int16)).to(tl.float16, bitcast=True)
+        x = tl.reshape(tl.permute(x, (0, 2, 1, 3)), [TOKENS, 4 * W]).to(tile.dtype)
+        score = tl.dot(x, tl.trans(tile), score / (1 << BITS), input_precision="ieee")
+        total += tl.sum(tile.to(tl.float32), 1)
+    step = tl.load(scale + first + token, held, 0.0).to(tl.float32) * (factor * 2**24)
+    least = tl.load(low + first + token, held, 0.0).to(tl.float32) * factor
     score = score * step[:, None] + total[None, :] * least[:, None]
-    score = tl.where(held[:, None], score * factor, float("-inf"))
+    score = tl.where(held[:, None], score, float("-inf"))
     out = (list_ * G + query)[None, :].to(tl.int64) * size + place[:, None]
     tl.store(scores + out, score, (query < G)[None, :] & (place < size)[:, None])
 
