@@ -382,7 +382,7 @@ CASES = [
     Whole("kivi", "bits=4 group_size=4 residual=8"),
     Whole("kivi", "bits=2 group_size=8 residual=16", 3, 24),
     Whole("twilight", "p=0.6 candidates=32 dense_layers=0"),
-    Whole("twilight", "p=0.8 candidates=32 dense_layers=0 shared=true", 3),
+    Whole("twilight", "p=0.8 candidates=32 dense_layers=0 shared=true", 3, 24),
     Whole("twilight", "p=0.85 base=all dense_layers=0"),
     Whole("twilight", "p=0.85 base=all dense_layers=0 shared=true", 4, 16),
 ]
