@@ -25,6 +25,7 @@ HELD = 32768  # items of a list in registers at most
 TILE = 8192  # items at a time of a longer one
 CHUNK = 1024  # items of a program that takes its masses
 EACH = 512  # items of a warp: 16 of a thread, whose comparisons fit its predicates
+REGISTERS = 64  # of a thread: a multiprocessor holds two lists of 8192
 PART = 128  # items of a warp that are written at a time
 TOP = tl.constexpr(1 << 29)  # the highest bit: masses are below 2
 NEAR = tl.constexpr(1 << 17)  # the first bit found among only the items that share all before
@@ -237,5 +238,6 @@ def nucleus(
         BLOCK=block,
         PART=PART * warps,
         num_warps=warps,
+        maxnreg=REGISTERS if held else None,
     )
     return chosen, counts, loaded.view(b, kv_heads)
