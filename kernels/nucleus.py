@@ -28,6 +28,7 @@ EACH = 512  # items of a warp: 16 of a thread, whose comparisons fit its predica
 REGISTERS = 64  # of a thread: a multiprocessor holds two lists of 8192
 PART = 128  # items of a warp that are written at a time
 TOP = tl.constexpr(1 << 29)  # the highest bit: masses are below 2
+SURE = tl.constexpr(2.0**-16)  # half of it is more than the sums of `HELD` items lose by rounding
 NEAR = tl.constexpr(1 << 17)  # the first bit found among only the items that share all before
 
 
@@ -47,9 +48,8 @@ def _mass(
     item = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     top, total = totals(tops, totals_, list_, blocks, GROUP, HEADS)
     mass, logit = mean(logits, list_, item, size, top, total, GROUP, HEADS)
-    tl.store(
-        masses + list_ * size + item, tl.where(logit == float("-inf"), -1.0, mass), item < size
-    )
+    mass = tl.where(logit == float("-inf"), -1.0, mass)
+    tl.store(masses + list_ * size + item, mass, item < size)
 
 
 @triton.jit
@@ -134,15 +134,22 @@ def _nucleus(
         tl.debug_barrier()  # other threads read them below
 
     known, above = tl.full([], 0, tl.int32), tl.full([], 0.0, tl.float32)
+    held, less = tl.full([], float("inf"), tl.float32), above  # from `known` on; from its end on
     bit = tl.full([], TOP, tl.int32)
     while bit > 0:
         if not HELD and bit == NEAR:
             end = known + 2 * bit
             above = _from(mass, masses, size, end, HELD, BLOCK)
             row, many = near, _between(masses, near, size, known, end, BLOCK)
-        enough = above + _from(mass, row, many, known + bit, HELD, BLOCK) >= share
+        some = above + _from(mass, row, many, known + bit, HELD, BLOCK)
+        enough = some >= share
         known = tl.where(enough, known + bit, known)
         bit = bit >> 1
+        if HELD:  # a single item is left: whatever its further bits, it is needed
+            held, less = tl.where(enough, some, held), tl.where(enough, less, some)
+            tie = known.to(tl.float32, bitcast=True)
+            alone = (held - less < 1.5 * tie) & (tie > SURE)
+            known, bit = tl.where(alone, known - 1, known), tl.where(alone, 0, bit)
     above += _from(mass, row, many, known + 1, HELD, BLOCK)
     tie = known.to(tl.float32, bitcast=True)
     needed = tl.ceil(tl.math.div_rn(share - above, tie))  # inf: all, where ties have no mass
