@@ -61,8 +61,15 @@ def _pages(
 
 
 @triton.jit
+def _vectors(pool, place, dims, D: tl.constexpr):
+    """Keys or values [N, dims] at `place` [N]; 0 behind D."""
+    at = pool + place[:, None] + dims[None, :]
+    return tl.load(at) if dims.shape[0] == D else tl.load(at, (dims < D)[None, :], 0.0)
+
+
+@triton.jit
 def _partial(
-    q,  # [16, D]: the group's query heads, padded
+    q,  # [16, DIMS]: the group's query heads, padded
     k_pool,
     v_pool,
     table,  # of this row
@@ -78,6 +85,7 @@ def _partial(
     scale2,  # scale * log2(e)
     HKV: tl.constexpr,
     D: tl.constexpr,
+    DIMS: tl.constexpr,
     PAGE: tl.constexpr,
     N: tl.constexpr,
     LIST: tl.constexpr,
@@ -85,19 +93,19 @@ def _partial(
     SINK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Attention over chunks [chunk, chunks) of N keys: (o [16, D], log2 of its mass [16])."""
-    dims, token = tl.arange(0, D), tl.arange(0, N)
+    """Attention over chunks [chunk, chunks) of N keys: (o [16, DIMS], log2 of its mass [16])."""
+    dims, token = tl.arange(0, DIMS), tl.arange(0, N)
     top = tl.full([16], float("-inf"), tl.float32)
     mass = tl.zeros([16], tl.float32)
-    out = tl.zeros([16, D], tl.float32)
+    out = tl.zeros([16, DIMS], tl.float32)
     most = size - 1
     index = tl.minimum(chunk * N + token, most)
     position, page = _pages(table, lists, base, lead, index, size, LIST, SINK, PAGE)
     for c in range(chunk, chunks):
         at = c * N + token
         place = ((page * HKV + head) * PAGE + position % PAGE) * D
-        keys = tl.load(k_pool + place[:, None] + dims[None, :])
-        values = tl.load(v_pool + place[:, None] + dims[None, :])
+        keys = _vectors(k_pool, place, dims, D)
+        values = _vectors(v_pool, place, dims, D)
         seen = (at < size) & (position < end)
         # the next chunk's pages are on their way while this one is multiplied
         index = tl.minimum(at + N, most)
@@ -129,18 +137,18 @@ def _partial(
 
 
 @triton.jit
-def _queries(queries, group, G: tl.constexpr, D: tl.constexpr):
-    """The query heads of a group as a tile [16, D]."""
-    row, dims = tl.arange(0, 16), tl.arange(0, D)
+def _queries(queries, group, G: tl.constexpr, D: tl.constexpr, DIMS: tl.constexpr):
+    """The query heads of a group as a tile [16, DIMS]."""
+    row, dims = tl.arange(0, 16), tl.arange(0, DIMS)
     at = (group * G + row).to(tl.int64)[:, None] * D + dims[None, :]
-    return tl.load(queries + at, mask=(row < G)[:, None], other=0.0)
+    return tl.load(queries + at, mask=(row < G)[:, None] & (dims < D)[None, :], other=0.0)
 
 
 @triton.jit
-def _leave(part_o, part_l, slot, out, level, G: tl.constexpr, D: tl.constexpr):
-    row, dims = tl.arange(0, 16), tl.arange(0, D)
+def _leave(part_o, part_l, slot, out, level, G: tl.constexpr, DIMS: tl.constexpr):
+    row, dims = tl.arange(0, 16), tl.arange(0, DIMS)
     at = slot.to(tl.int64) * G + row
-    tl.store(part_o + at[:, None] * D + dims[None, :], out, mask=(row < G)[:, None])
+    tl.store(part_o + at[:, None] * DIMS + dims[None, :], out, mask=(row < G)[:, None])
     tl.store(part_l + at, level, mask=row < G)
 
 
@@ -160,7 +168,7 @@ def _attend(
     picked_lse,  # [B, Hq] out: of the rows that the keys name
     picked_chain,
     cuts,  # [groups] out: cumulative weights of the spans
-    part_o,  # [2 * (programs + groups), G, D]
+    part_o,  # [2 * (programs + groups), G, DIMS]
     part_l,  # the same, log2
     groups,
     tail,  # weight of every tail
@@ -183,6 +191,7 @@ def _attend(
     NP: tl.constexpr,  # groups padded
     K: tl.constexpr,
     D: tl.constexpr,
+    DIMS: tl.constexpr,  # D padded
     PAGE: tl.constexpr,
     N: tl.constexpr,  # tokens of a chunk
     W: tl.constexpr,  # weight of a span beside its chunks
@@ -271,7 +280,7 @@ def _attend(
                 else:
                     end = edge
             out, level = _partial(
-                _queries(queries, g, G, D),
+                _queries(queries, g, G, D, DIMS),
                 k_pool,
                 v_pool,
                 table + b.to(tl.int64) * width,
@@ -287,6 +296,7 @@ def _attend(
                 scale * LOG2E,
                 HKV,
                 D,
+                DIMS,
                 PAGE,
                 N,
                 LIST,
@@ -295,7 +305,7 @@ def _attend(
                 WIDE,
             )
             slot = phase * (programs + groups) + mine + g
-            _leave(part_o, part_l, slot, out, level, G, D)
+            _leave(part_o, part_l, slot, out, level, G, DIMS)
             unit = stop
 
     if MATCHED:  # what the merge needs of the matched rows, copied: it overwrites row and key
@@ -319,6 +329,7 @@ def _finish(
     programs,
     G: tl.constexpr,
     D: tl.constexpr,
+    DIMS: tl.constexpr,
     S: tl.constexpr,
     MORE: tl.constexpr,
     SPLIT: tl.constexpr,  # programs per head
@@ -328,15 +339,16 @@ def _finish(
     if PDL:
         gdc_wait()
     head, part = tl.program_id(0), tl.program_id(1)
-    dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
+    dims = part * (DIMS // SPLIT) + tl.arange(0, DIMS // SPLIT)
     first, count = slots_of(cuts, head // G, groups, programs)
     first += programs + groups
-    level, partial = partials_at(part_o, part_l, first, 0, count, head % G, dims, G, D, S)
+    level, partial = partials_at(part_o, part_l, first, 0, count, head % G, dims, G, DIMS, S)
     out, top, mass = gathered(
-        part_o, part_l, first, count, level, partial, head % G, dims, G, D, S, MORE
+        part_o, part_l, first, count, level, partial, head % G, dims, G, DIMS, S, MORE
     )
     safe = tl.where(mass > 0, mass, 1.0)
-    tl.store(output + head.to(tl.int64) * D + dims, (out / safe).to(output.dtype.element_ty))
+    out = (out / safe).to(output.dtype.element_ty)
+    tl.store(output + head.to(tl.int64) * D + dims, out, dims < D)
     if part == 0:
         natural = (top + tl.log2(safe)) / LOG2E
         tl.store(lse + head, tl.where(mass > 0, natural, float("-inf")))
@@ -379,6 +391,7 @@ def attend(
         tiling.programs,
         G=work.group,
         D=d,
+        DIMS=power(d),
         S=tiling.partials,
         MORE=tiling.more,
         SPLIT=tiling.split,
@@ -448,6 +461,7 @@ def spans(
         NP=power(work.groups),
         K=lse.shape[-1],
         D=q.shape[-1],
+        DIMS=power(q.shape[-1]),
         PAGE=PAGE,
         N=tiling.tokens,
         W=tiling.weight,

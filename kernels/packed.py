@@ -25,7 +25,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 CHUNK = 32  # packed tokens that a program of `attend`, mostly one warp, takes at a time
 PROGRAMS = 1584  # of `attend`, about, if lists are few: 12 fit a multiprocessor of a large card
 REGISTERS = 168  # of a thread, for that
-TOKENS = 128  # of a program of `logits`
+TOKENS = 256  # of a program of `logits`
 PARTIALS = 32  # merged at a time
 
 Parts = tuple[Tensor, Tensor, Tensor]  # codes, scale, low of one layer
@@ -61,27 +61,36 @@ def _words(codes, token, held, UNITS: tl.constexpr, DIMS: tl.constexpr, BITS: tl
 
 
 @triton.jit
-def _code(words, AT: tl.constexpr, BITS: tl.constexpr):
-    """Codes at bits [AT, AT + BITS) of both halves of words [...], fp16 [..., 2]: in the mantissa
-    of 2^(10 - AT), whose bit AT counts ones."""
-    MASK: tl.constexpr = ((1 << BITS) - 1 << AT) * 0x10001
-    POWER: tl.constexpr = (25 - AT << 10) * 0x10001
-    x = words & MASK | POWER
-    x = tl.join(x.to(tl.int16), (x >> 16).to(tl.int16)).to(tl.float16, bitcast=True)
-    return x - (1 << 10 - AT)
+def _halves(words):
+    """Words [...] as fp16 [..., 2]."""
+    return tl.join(words.to(tl.int16), (words >> 16).to(tl.int16)).to(tl.float16, bitcast=True)
 
 
 @triton.jit
-def _codes(words, BITS: tl.constexpr):
+def _code(words, AT: tl.constexpr, BITS: tl.constexpr, SMALL: tl.constexpr):
+    """Codes at bits [AT, AT + BITS) of both halves of words [...], fp16 [..., 2]: in the mantissa
+    of 2^(10 - AT), whose bit AT counts ones. If SMALL, for products alone, times 2^-(14 + BITS):
+    the upper bits of a subnormal mantissa, from which nothing is to be subtracted."""
+    if SMALL:
+        UPPER: tl.constexpr = ((1 << BITS) - 1 << 10 - BITS) * 0x10001
+        return _halves(words << 10 - BITS - AT & UPPER)
+    else:
+        MASK: tl.constexpr = ((1 << BITS) - 1 << AT) * 0x10001
+        POWER: tl.constexpr = (25 - AT << 10) * 0x10001
+        return _halves(words & MASK | POWER) - (1 << 10 - AT)
+
+
+@triton.jit
+def _codes(words, BITS: tl.constexpr, SMALL: tl.constexpr = False):
     """Words [N, W] -> fp16 [N, J, W, 2]: the j-th of the J = 16 / BITS codes of both halves."""
     x = tl.join(words, words >> 8)
     if BITS == 8:
-        x = _code(x, 0, BITS)
+        x = _code(x, 0, BITS, SMALL)
     elif BITS == 4:
-        x = tl.join(_code(x, 0, BITS), _code(x, 4, BITS))
+        x = tl.join(_code(x, 0, BITS, SMALL), _code(x, 4, BITS, SMALL))
     else:
-        even = tl.join(_code(x, 0, BITS), _code(x, 4, BITS))
-        odd = tl.join(_code(x, 2, BITS), _code(x, 6, BITS))
+        even = tl.join(_code(x, 0, BITS, SMALL), _code(x, 4, BITS, SMALL))
+        odd = tl.join(_code(x, 2, BITS, SMALL), _code(x, 6, BITS, SMALL))
         x = tl.join(even, odd)
     x = tl.reshape(x, [words.shape[0], words.shape[1], 2, 2, 8 // BITS])
     x = tl.permute(x, (0, 2, 4, 1, 3))
@@ -247,13 +256,13 @@ def _logits(
     tile = _query(q, list_, G, D, DIMS, BITS, Q, WIDE)
     first = (row * HKV + head).to(tl.int64) * room
     words = _words(codes + first * UNITS, token, held, UNITS, DIMS, BITS)
-    keys = tl.reshape(_codes(words, BITS), [TOKENS, DIMS]).to(tile.dtype)
+    keys = tl.reshape(_codes(words, BITS, True), [TOKENS, DIMS]).to(tile.dtype)
     score = tl.dot(keys, tile, input_precision="ieee")
-    step = tl.load(scale + first + token, held, 0.0).to(tl.float32)
-    least = tl.load(low + first + token, held, 0.0).to(tl.float32)
+    step = tl.load(scale + first + token, held, 0.0).to(tl.float32) * (factor * (1 << 14 + BITS))
+    least = tl.load(low + first + token, held, 0.0).to(tl.float32) * factor
     total = tl.sum(tile.to(tl.float32), 0)
     score = score * step[:, None] + total[None, :] * least[:, None]
-    score = tl.where(held[:, None], score * factor, float("-inf"))
+    score = tl.where(held[:, None], score, float("-inf"))
     out = (list_ * G + query)[None, :].to(tl.int64) * size + place[:, None]
     tl.store(scores + out, score, (query < G)[None, :] & (place < size)[:, None])
 

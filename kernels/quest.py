@@ -34,6 +34,7 @@ def _bounds(
     DIMS: tl.constexpr,  # the next power of two
     PAGE: tl.constexpr,
     PAGES: tl.constexpr,
+    Q: tl.constexpr,  # G padded
     SHARED: tl.constexpr,
 ):
     row, head = tl.program_id(1) // HKV, tl.program_id(1) % HKV
@@ -43,32 +44,31 @@ def _bounds(
     position = tl.load(lens + row).to(tl.int32) - 1
     newest = position // PAGE
     at = tl.program_id(1).to(tl.int64) * room * D + page[:, None] * D + lane[None, :]
-    least = tl.load(low + at, inside, 0.0).to(tl.float32)  # fp32 holds every bf16 and fp16
-    most = tl.load(high + at, inside, 0.0).to(tl.float32)
+    least = tl.load(low + at, inside, 0.0)
+    most = tl.load(high + at, inside, 0.0)
     if (newest >= tl.program_id(0) * PAGES) & (newest < (tl.program_id(0) + 1) * PAGES):
         where = tl.load(table + row * M + newest).to(tl.int64)
         offset = position % PAGE
         place = ((where * HKV + head) * PAGE + offset) * D + lane
-        key = tl.load(k_pool + place, lane < D, 0.0).to(tl.float32)[None, :]
+        key = tl.load(k_pool + place, lane < D, 0.0)[None, :]
         here = (page == newest)[:, None]
-        least = tl.where(here, tl.where(offset == 0, key, tl.minimum(least, key)), least)
-        most = tl.where(here, tl.where(offset == 0, key, tl.maximum(most, key)), most)
+        least = tl.where(here & ((offset == 0) | (key < least)), key, least)
+        most = tl.where(here & ((offset == 0) | (key > most)), key, most)
         tl.store(low + at, least, inside & here)
         tl.store(high + at, most, inside & here)
-    total = tl.zeros([PAGES], tl.float32)
-    for g in tl.static_range(G):
-        query = tl.load(q + (tl.program_id(1) * G + g) * D + lane, lane < D, 0.0).to(tl.float32)
-        bound = tl.maximum(query, 0.0)[None, :] * most + tl.minimum(query, 0.0)[None, :] * least
-        score = tl.sum(bound, 1)
-        total = total + score
-        if not SHARED:
-            score = tl.where(page == newest, float("inf"), score)
-            score = tl.where(page > newest, float("-inf"), score)
-            tl.store(scores + (tl.program_id(1) * G + g) * size + page, score, page < size)
+    query = tl.arange(0, Q)
+    own = (query < G)[:, None] & (lane < D)[None, :]
+    tile = tl.load(q + (tl.program_id(1) * G + query)[:, None] * D + lane[None, :], own, 0.0)
+    above, below = tl.where(tile > 0, tile, 0.0), tl.where(tile < 0, tile, 0.0)
+    score = tl.dot(most, tl.trans(above.to(most.dtype)), input_precision="ieee")
+    score = tl.dot(least, tl.trans(below.to(least.dtype)), score, input_precision="ieee")
     if SHARED:
-        total = tl.where(page == newest, float("inf"), total)
-        total = tl.where(page > newest, float("-inf"), total)
-        tl.store(scores + tl.program_id(1) * size + page, total, page < size)
+        score = tl.sum(score, 1)[:, None]
+    score = tl.where((page == newest)[:, None], float("inf"), score)
+    score = tl.where((page > newest)[:, None], float("-inf"), score)
+    heads: tl.constexpr = 1 if SHARED else G
+    out = (tl.program_id(1) * heads + query)[None, :] * size + page[:, None]
+    tl.store(scores + out, score, (query < heads)[None, :] & (page < size)[:, None])
 
 
 def page_scores(
@@ -107,6 +107,7 @@ def page_scores(
         DIMS=triton.next_power_of_2(d),
         PAGE=PAGE,
         PAGES=PAGES,
+        Q=8 if group <= 8 else triton.next_power_of_2(group),
         SHARED=shared,
     )
     return scores

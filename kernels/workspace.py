@@ -84,7 +84,7 @@ class Workspace:
             return torch.empty(shape, dtype=of, device=device)
 
         self.cuts = empty(self.groups, of=torch.int32)
-        self.part_o = empty(slots, self.group, d)
+        self.part_o = empty(slots, self.group, power(d))
         self.part_l = empty(slots, self.group)
         self.best = empty(batch, q_heads, of=torch.int64)
         self.picked = empty(batch, q_heads, of=torch.int64)

@@ -66,6 +66,8 @@ class Twilight(Method):
     def allocate(self, geometry, slots, max_tokens):
         self.geometry = geometry
         d = geometry.head_dim
+        # of every layer's last step: tokens of each list, distinct tokens and pages of a KV head
+        self.kept, self.loaded, self.pages = ([torch.empty(0)] * geometry.layers for _ in range(3))
         self.keys = Packed.zeros(geometry, slots, max_tokens, d, BITS, (1, d))
         if self.base == "all":
             return self.keys.bytes // slots
@@ -81,15 +83,40 @@ class Twilight(Method):
         self.keys.start(layer, slot, keys)
 
     def attend(self, layer, q_pre, q, view, trace):
-        lens = view.lens[:, None]
         if layer < self.dense_layers:
-            trace.read(layer, view, head_tokens=lens, kv_tokens=lens)
             return view.exact(layer, q)[0]
+        if layer == self.dense_layers and self.base == "quest":  # once a step, for all layers
+            most, heads = self.candidates // PAGE, self._lists
+            self.listed = held(view)[:, None].clamp_max(most).expand(-1, heads).contiguous()
         choose = self._choose if self.geometry.backend == "torch" else self._choose_in_kernels
-        chosen, counts, loaded, meta = choose(layer, q, view)
-        own = counts.repeat_interleave(self.geometry.q_heads // counts.shape[1], 1)
-        trace.read(layer, view, head_tokens=own, kv_tokens=loaded, meta_bytes=meta)
-        return view.exact(layer, q, tokens=chosen, counts=counts)[0]
+        chosen, self.kept[layer], self.loaded[layer] = choose(layer, q, view)
+        return view.exact(layer, q, tokens=chosen, counts=self.kept[layer])[0]
+
+    def settle(self, view, trace):
+        g, lens, dense = self.geometry, view.lens[:, None], self.dense_layers
+        trace.read(slice(dense), view, head_tokens=lens, kv_tokens=lens)
+        if dense >= g.layers:
+            return
+        kept, loaded = torch.stack(self.kept[dense:]), torch.stack(self.loaded[dense:])
+        meta = lens * self._estimate_bytes
+        if self.base == "quest":
+            full = held(view)[:, None]
+            empty = full * PAGE - lens  # the newest page may not be full
+            tokens = torch.stack(self.pages[dense:]) * PAGE - empty
+            bounds = torch.where(full > self.candidates // PAGE, full * g.token_bytes, 0)
+            meta = bounds + tokens * self._estimate_bytes
+        trace.read(
+            slice(dense, None),
+            view,
+            head_tokens=kept.repeat_interleave(g.q_heads // self._lists, -1),
+            kv_tokens=loaded,
+            meta_bytes=meta,
+        )
+
+    @property
+    def _lists(self) -> int:
+        """Lists of a row."""
+        return self.geometry.kv_heads if self.shared else self.geometry.q_heads
 
     @property
     def _estimate_bytes(self) -> int:
@@ -97,21 +124,20 @@ class Twilight(Method):
 
     def _choose(self, layer, q, view):
         """Tokens [B, H, n] of which the first counts [B, H] are attended; how many distinct ones a
-        KV head loads; bytes read to know them."""
+        KV head loads."""
         g, lens = self.geometry, view.lens[:, None]
         self.keys.write(layer, view.lens - 1, view.newest_key(layer)[:, :, None])
         if self.base == "quest":
-            pages, counts, meta = self._candidates(layer, q, view)
-            tokens, listed = self._tokens(pages, counts, view)
+            pages = self._candidates(layer, q, view)
+            tokens, listed = self._tokens(pages, self.listed, view)
             logits = paged.logits(q, self.keys.gather(layer, tokens), g.scale)
         else:
             token = torch.arange(view.bound, device=q.device)
-            tokens = token.expand(len(q), g.kv_heads if self.shared else g.q_heads, -1)
+            tokens = token.expand(len(q), self._lists, -1)
             listed = (token < lens)[:, None].expand(tokens.shape)
-            meta = lens * self._estimate_bytes
             logits = self._logits(layer, q, view.bound)
         chosen, counts = self._prune(logits, tokens, listed)
-        return chosen, counts, union(chosen, counts, view.bound, g.kv_heads).sum(-1), meta
+        return chosen, counts, union(chosen, counts, view.bound, g.kv_heads).sum(-1)
 
     def _choose_in_kernels(self, layer, q, view):
         """The same."""
@@ -119,25 +145,20 @@ class Twilight(Method):
 
         g, keys = self.geometry, self.keys.layer(layer)
         pack.token(view.k[layer], view.table, view.lens, keys, BITS)
+        pages = counts = None
         if self.base == "quest":
-            pages, counts, meta = self._candidates(layer, q, view)
-        else:
-            pages, counts, meta = None, None, view.lens[:, None] * self._estimate_bytes
+            pages, counts = self._candidates(layer, q, view), self.listed
         logits = packed.logits(q, keys, BITS, view.lens, g.scale, view.bound, pages, counts)
-        heads = g.kv_heads if self.shared else g.q_heads
-        logits = logits.unflatten(1, (heads, -1))
-        return *nucleus.nucleus(logits, self.p, g.kv_heads, view.bound, pages), meta
+        logits = logits.unflatten(1, (self._lists, -1))
+        return nucleus.nucleus(logits, self.p, g.kv_heads, view.bound, pages)
 
     def _candidates(self, layer, q, view):
-        """The best pages [B, H, n], of which the first counts [B, H] hold tokens; bytes read to
-        know them and their keys."""
-        most, g = self.candidates // PAGE, self.geometry
-        scores, full = self.bounds.scores(layer, q, view, self.shared), held(view)[:, None]
-        counts = full.clamp_max(most).expand(scores.shape[:2]).contiguous()
-        pages, loaded = best(scores, counts, most, g.kv_heads, g.backend)
-        empty = full * PAGE - view.lens[:, None]  # the newest page may not be full
-        bounds = torch.where(full > most, full * g.token_bytes, 0)
-        return pages, counts, bounds + (loaded * PAGE - empty) * self._estimate_bytes
+        """The best pages [B, H, n], of which the first self.listed [B, H] hold tokens."""
+        g = self.geometry
+        scores = self.bounds.scores(layer, q, view, self.shared)
+        most = self.candidates // PAGE
+        pages, self.pages[layer] = best(scores, self.listed, most, g.kv_heads, g.backend)
+        return pages
 
     @staticmethod
     def _tokens(pages, counts, view):

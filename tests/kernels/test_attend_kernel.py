@@ -85,6 +85,8 @@ CASES = [
     Case("fewer programs than rows", (70, 20, 5), d=64, programs=1, tokens=64),
     Case("more programs than work", (10, 18), kv_heads=1, group=1, programs=16, tokens=64),
     Case("one head", (300,), kv_heads=1, group=1, programs=6, partials=2, more=2, weight=3),
+    Case("heads of 24", (70, 20), d=24, split=2),
+    Case("tokens of heads of 40", (100, 37), d=40, listed="tokens", each=True, most=45),
     Case("fp16 rows", (150, 31), 1, 8, 64, "float16", programs=3, split=2, index="int32"),
     Case("pages", (100, 37), group=3, listed="pages"),
     Case("many parts of pages", (310,), 1, 4, listed="pages", most=18, tokens=16, programs=9,

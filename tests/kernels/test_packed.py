@@ -253,6 +253,17 @@ class Nucleus:
         return None
 
 
+class Long(Nucleus):
+    """The same, as if registers held few items and a tile fewer."""
+
+    def __str__(self) -> str:
+        return f"long-{super().__str__()}"
+
+    def wrong(self, device: str) -> str | None:
+        with patch.multiple(nucleus_module, HELD=128, TILE=128, CHUNK=256):
+            return super().wrong(device)
+
+
 class Equal:
     """Items of equal mass: exactly as many as hold the share, the first ones."""
 
@@ -261,7 +272,7 @@ class Equal:
 
     def wrong(self, device: str) -> str | None:
         x = torch.full((1, 4, 1, 1536), -torch.inf, device=device)
-        x[0, :2, 0, 256:1280] = 0.0  # of 2^-10 each, in three chunks
+        x[0, :2, 0, 256:1280] = 0.0  # of 2^-10 each, across warps
         x[0, 2, 0, 511:513] = x[0, 3, 0, 1535] = 0.0
         ends = {0.75: 1024, 0.75 + 2**-12: 1025, 2**-11: 257, 0.9999: 1280}
         for share, end in ends.items():
@@ -357,18 +368,21 @@ CASES = [
     Nucleus(0.85, 2, 2, 3, 1, 96, paged=True),
     Nucleus(0.6, 1, 2, 1, 3, 300),
     Nucleus(0.5, 1, 1, 2, 1, 600, grid=1.0),
-    Nucleus(0.7, 1, 1, 1, 1, 9000, grid=1.0),  # two blocks
+    Nucleus(0.7, 1, 1, 1, 1, 9000, grid=1.0),
     Nucleus(1.0, 1, 2, 2, 1, 64, paged=True),
     Nucleus(0.999999, 1, 1, 1, 2, 33),
-    Nucleus(0.8, 1, 2, 2, 1, 1552, paged=True, grid=1.0),  # chunks of 512, the last of 16
+    Nucleus(0.8, 1, 2, 2, 1, 1552, paged=True, grid=1.0),  # parts of 512, the last of 16
     Nucleus(1.0, 1, 1, 2, 1, 1100, empty=True),
-    Nucleus(0.9, 1, 1, 1, 1, 16390, grid=0.5),  # chunks of 1024
+    Nucleus(0.9, 1, 1, 1, 1, 16390, grid=0.5),  # 32 warps
+    Long(0.85, 1, 2, 2, 3, 640, paged=True),
+    Long(0.7, 1, 1, 2, 1, 900, grid=1.0),  # what shares its first bits takes several tiles
+    Long(1.0, 1, 1, 2, 1, 300, empty=True),
     Equal(),
     Small(),
     Whole("kivi", "bits=4 group_size=4 residual=8"),
     Whole("kivi", "bits=2 group_size=8 residual=16", 3, 24),
     Whole("twilight", "p=0.6 candidates=32 dense_layers=0"),
-    Whole("twilight", "p=0.8 candidates=32 dense_layers=0 shared=true", 3),
+    Whole("twilight", "p=0.8 candidates=32 dense_layers=0 shared=true", 3, 24),
     Whole("twilight", "p=0.85 base=all dense_layers=0"),
     Whole("twilight", "p=0.85 base=all dense_layers=0 shared=true", 4, 16),
 ]
@@ -386,8 +400,9 @@ CARD = [
     Nucleus(0.85, 2, 3, 3, 1, 8192, paged=True),
     Nucleus(0.9, 1, 2, 1, 4, 40000),
     Nucleus(0.7, 1, 2, 2, 1, 20000, grid=0.5),
+    Nucleus(0.8, 1, 2, 2, 1, 32768, paged=True),
     Nucleus(0.9, 1, 1, 2, 2, 131072),
-    Nucleus(0.95, 1, 2, 1, 1, 140000, grid=0.25),  # chunks of 8192
+    Nucleus(0.95, 1, 2, 1, 1, 140000, grid=0.25),
 ]
 
 
@@ -413,10 +428,11 @@ def build() -> None:
             pack_module.token(given.v, *rows, values, bits, 128)
         built = [triton_cases.build(*launch) for launch in launches]
         triton_cases.report(bits, all(triton_cases.fits(each, 2) for each in built))
-    kernels = [(nucleus_module, name) for name in ("_mass", "_look", "_write")]
+    kernels = [(nucleus_module, name) for name in ("_mass", "_nucleus")]
     with triton_cases.recorded((probability_module, "_masses"), *kernels) as launches:
         pages = torch.empty(1, 9, 512, dtype=torch.int64, device="meta")
         nucleus_module.nucleus(torch.empty(1, 9, 1, 8192, device="meta"), 0.9, 3, 32768, pages)
+        nucleus_module.nucleus(torch.empty(1, 8, 1, 32768, device="meta"), 0.9, 2, 32768)
         nucleus_module.nucleus(torch.empty(1, 8, 4, 131072, device="meta"), 0.9, 8, 131072)
     built = [triton_cases.build(*launch) for launch in launches]
     triton_cases.report("nucleus", all(triton_cases.fits(each, 2) for each in built))
