@@ -16,14 +16,44 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 4096  # items of a program
+PASSES = ((27, 5), (22, 5), (14, 8), (6, 8), (0, 6))  # each looks at these bits: from, how many
+FEW = 2  # the pass that gathers what is left to look at
 TILE = tl.constexpr(16)  # histograms looked at together
+LOOK = tl.constexpr(512)  # gathered items looked at together
+BINS = tl.constexpr(256)  # room of a histogram
 
 
 @triton.jit
 def _ordered(score):
-    """fp32 -> uint32 in the same order (-0.0 counts as 0.0)."""
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+    """fp32 -> uint32 in the same order (-0.0 counts as 0.0), above 0."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _keys(row, first, size, CHUNK: tl.constexpr):
+    """A chunk's keys as words of 32 items, [32, CHUNK / 32]; 0 behind the list."""
+    item = first + tl.arange(0, CHUNK // 32)[None, :] * 32 + tl.arange(0, 32)[:, None]
+    return tl.where(item < size, _ordered(tl.load(row + item, item < size, 0.0)), 0)
+
+
+@triton.jit
+def _ones(x):
+    """Bits that are set in int32."""
+    x = x.to(tl.uint32, bitcast=True)
+    x -= (x >> 1) & 0x55555555
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    return ((((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _ranks(taken):
+    """taken [32, W] -> how many are taken before each, [32, W], and which as bits of [W] words."""
+    bit = tl.arange(0, 32)
+    word = tl.sum(tl.where(taken, (1 << bit)[:, None], 0), 0)
+    count = _ones(word)
+    before = tl.cumsum(count) - count
+    return before[None, :] + _ones(word[None, :] & ((1 << bit) - 1)[:, None]), word
 
 
 @triton.jit
@@ -34,37 +64,34 @@ def _need(counts, list_, count_row, count_head, heads, most, size):
 
 
 @triton.jit
-def _histogram(key, inside, known, BYTE: tl.constexpr, CHUNK: tl.constexpr):
-    """Of the keys that begin as `known` does, how many have which next byte: [256]."""
-    shift: tl.constexpr = 24 - 8 * BYTE
-    same = inside
-    if BYTE > 0:
-        same = same & ((key >> (shift + 8)) == (known >> (shift + 8)))
-    own = tl.where(same, ((key >> shift) & 255).to(tl.int32), 0)
-    rest = CHUNK - tl.sum(same.to(tl.int32))
-    return tl.histogram(own, 256) - tl.where(tl.arange(0, 256) == 0, rest, 0)
+def _histogram(key, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
+    """Of the keys that begin as `known` does, how many have which BITS from SHIFT: [2^BITS]."""
+    key = tl.ravel(key)
+    digit = ((key >> SHIFT) & ((1 << BITS) - 1)).to(tl.int32)
+    if SHIFT + BITS == 32:
+        return tl.histogram(digit, 1 << BITS)
+    else:
+        return tl.histogram(digit, 1 << BITS, (key ^ known) >> (SHIFT + BITS) == 0)
 
 
 @triton.jit
-def _next(histogram, known, wanted, BYTE: tl.constexpr):
-    """One byte more of the least key that is taken, and how many are still wanted of those that
-    begin like it. Returns known, wanted and the byte."""
-    above = tl.cumsum(histogram, reverse=True)  # with this byte or a larger one
+def _next(histogram, known, wanted, SHIFT: tl.constexpr):
+    """More bits, from SHIFT, of the least key that is taken, and how many are still wanted of those
+    that begin like it. Returns known, wanted and these bits."""
+    above = tl.cumsum(histogram, reverse=True)  # with this digit or a larger one
     digit = tl.sum((above >= wanted).to(tl.int32)) - 1
-    wanted -= tl.sum(tl.where(tl.arange(0, 256) > digit, histogram, 0))
-    return known | (digit.to(tl.uint32) << (24 - 8 * BYTE)), wanted, digit
+    wanted -= tl.sum(tl.where(tl.arange(0, histogram.shape[0]) > digit, histogram, 0))
+    return known | (digit.to(tl.uint32) << SHIFT), wanted, digit
 
 
 @triton.jit
 def _take(
-    key,
-    at,  # the chunk's first item
-    inside,
+    key,  # [32, CHUNK / 32]
+    first,  # the chunk's first item
     known,
-    wanted,  # of the items whose key is `known`
-    done,  # items taken in earlier chunks
-    ties,  # items of earlier chunks whose key is `known`
-    need,
+    allowed,  # of the items whose key is `known`
+    equal,  # how many there are
+    place,  # of the first item taken
     chosen,
     seen,
     loaded,
@@ -72,21 +99,19 @@ def _take(
     CHUNK: tl.constexpr,
 ):
     """Write a chunk's items, the last first, and count those that no other list has named."""
-    lane = tl.arange(0, CHUNK)
-    equal = inside & (key == known)
-    take = inside & ((key > known) | (equal & (ties + tl.cumsum(equal.to(tl.int32)) <= wanted)))
-    place = need - done - tl.cumsum(take.to(tl.int32))
-    tl.store(chosen + place, (at + lane).to(tl.int64), take)
+    bit, words = tl.arange(0, 32), tl.arange(0, CHUNK // 32)
+    taken = key >= known
+    if equal > allowed:
+        rank, _ = _ranks(key == known)
+        taken = (key > known) | ((key == known) & (rank < allowed))
+    rank, word = _ranks(taken)
+    item = first + words[None, :] * 32 + bit[:, None]
+    held = ((word[None, :] >> bit[:, None]) & 1) != 0
+    tl.store(chosen + (place - rank), item.to(tl.int64), held)
     if GROUP > 1:
-        bits = tl.reshape(tl.where(take, 1 << (lane & 31), 0), [CHUNK // 32, 32])
-        word = tl.sum(bits, 1)
-        place = seen + at // 32 + tl.arange(0, CHUNK // 32)
-        fresh = word & ~tl.atomic_or(place, word, word != 0, sem="relaxed")
-        fresh = tl.where(word != 0, fresh, 0)
-        fresh = (fresh[:, None] >> tl.arange(0, 32)[None, :]) & 1
-        tl.atomic_add(loaded, tl.sum(tl.sum(fresh, 1)).to(tl.int64), sem="relaxed")
-    elif at == 0:
-        tl.store(loaded, need.to(tl.int64))
+        old = tl.atomic_or(seen + first // 32 + words, word, word != 0, sem="relaxed")
+        fresh = tl.where(word != 0, word & ~old, 0)
+        tl.atomic_add(loaded, tl.sum(_ones(fresh)).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
@@ -116,40 +141,29 @@ def _select(
     """Lists of one chunk."""
     list_ = tl.program_id(0).to(tl.int64)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    lane = tl.arange(0, CHUNK)
-    inside = lane < size
-    key = _ordered(tl.load(scores + list_ * size + lane, inside, float("-inf")))
+    key = _keys(scores + list_ * size, 0, size, CHUNK)
     known = tl.full([], 0, tl.uint32)
-    wanted = need
+    wanted, equal = need, need
     for byte in tl.static_range(4):
-        histogram = _histogram(key, inside, known, byte, CHUNK)
-        known, wanted, _ = _next(histogram, known, wanted, byte)
+        histogram = _histogram(key, known, 24 - 8 * byte, 8)
+        known, wanted, digit = _next(histogram, known, wanted, 24 - 8 * byte)
+        equal = tl.sum(tl.where(tl.arange(0, 256) == digit, histogram, 0))
     own, group = chosen + list_ * most, list_ // GROUP
-    _take(
-        key,
-        0,
-        inside,
-        known,
-        wanted,
-        0,
-        0,
-        need,
-        own,
-        seen + group * words,
-        loaded + group,
-        GROUP,
-        CHUNK,
-    )
+    seen += group * words
+    loaded += group
+    _take(key, 0, known, wanted, equal, need - 1, own, seen, loaded, GROUP, CHUNK)
+    if GROUP == 1:
+        tl.store(loaded, need.to(tl.int64))
     _clear(own, need, most, 0, CHUNK, CHUNK)
 
 
 @triton.jit
-def _total(histograms, chunks):
-    """Sum of a list's histograms [chunks, 256]."""
-    chunk, digit = tl.arange(0, TILE), tl.arange(0, 256)
-    total = tl.zeros([256], tl.int32)
+def _total(histograms, chunks, BITS: tl.constexpr):
+    """Sum of a list's histograms [chunks, BINS]."""
+    chunk, digit = tl.arange(0, TILE), tl.arange(0, 1 << BITS)
+    total = tl.zeros([1 << BITS], tl.int32)
     for at in range(0, chunks, TILE):
-        place = (at + chunk)[:, None] * 256 + digit[None, :]
+        place = (at + chunk)[:, None] * BINS + digit[None, :]
         total += tl.sum(tl.load(histograms + place, (at + chunk < chunks)[:, None], 0), 0)
     return total
 
@@ -158,46 +172,71 @@ def _total(histograms, chunks):
 def _count(
     scores,
     counts,
-    histograms,  # [2, lists, chunks, 256], by turns: in and out
+    few,  # [lists, chunks, CHUNK] keys that were gathered: in and out
+    held,  # [lists, chunks] how many: in and out
+    histograms,  # [2, lists, chunks, BINS], by turns: in and out
     above,  # [lists, chunks] items that are taken for sure: in and out
-    state,  # [4, lists, 2] known and wanted before each pass: in and out
+    state,  # [passes, lists, 2] known and wanted before each pass: in and out
     size,
     most,
     count_row,
     count_head,
     heads,
-    BYTE: tl.constexpr,
+    PASS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    BEFORE: tl.constexpr,  # bits of the pass before
+    FEW: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """A pass over one chunk of a list."""
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     list_, lists = tl.program_id(1), tl.num_programs(1)
     own = list_.to(tl.int64) * chunks + chunk
-    turn = lists.to(tl.int64) * chunks * 256
-    if BYTE == 0:
+    turn = lists.to(tl.int64) * chunks * BINS
+    left = tl.full([], CHUNK, tl.int32)  # items that begin as `known` does
+    if PASS == 0:
         known = tl.full([], 0, tl.uint32)
         wanted = _need(counts, list_, count_row, count_head, heads, most, size)
         sure = 0
     else:
-        before = state + ((BYTE - 1) * lists + list_) * 2
+        before = state + ((PASS - 1) * lists + list_) * 2
         known = tl.load(before).to(tl.uint32, bitcast=True)
-        last = histograms + (BYTE - 1) % 2 * turn
-        total = _total(last + (own - chunk) * 256, chunks)
-        known, wanted, digit = _next(total, known, tl.load(before + 1), BYTE - 1)
-        bins = tl.arange(0, 256)
-        sure = tl.sum(tl.where(bins > digit, tl.load(last + own * 256 + bins), 0))
-        if BYTE > 1:
+        last = histograms + (PASS - 1) % 2 * turn
+        total = _total(last + (own - chunk) * BINS, chunks, BEFORE)
+        known, wanted, digit = _next(total, known, tl.load(before + 1), SHIFT + BITS)
+        bins = tl.arange(0, 1 << BEFORE)
+        sure = tl.sum(tl.where(bins > digit, tl.load(last + own * BINS + bins), 0))
+        left = tl.load(last + own * BINS + digit)
+        if PASS > 1:
             sure += tl.load(above + own)
     tl.store(above + own, sure)
     if chunk == 0:
-        after = state + (BYTE * lists + list_) * 2
+        after = state + (PASS * lists + list_) * 2
         tl.store(after, known.to(tl.int32, bitcast=True))
         tl.store(after + 1, wanted)
-    item = chunk * CHUNK + tl.arange(0, CHUNK)
+
     row = scores + list_.to(tl.int64) * size
-    key = _ordered(tl.load(row + item, item < size, float("-inf")))
-    histogram = _histogram(key, item < size, known, BYTE, CHUNK)
-    tl.store(histograms + BYTE % 2 * turn + own * 256 + tl.arange(0, 256), histogram)
+    few += own * CHUNK
+    if PASS < FEW:
+        histogram = _histogram(_keys(row, chunk * CHUNK, size, CHUNK), known, SHIFT, BITS)
+    else:
+        if PASS == FEW:
+            tl.store(held + own, left)
+            if left > 0:
+                key = _keys(row, chunk * CHUNK, size, CHUNK)
+                rank, word = _ranks((key ^ known) >> (SHIFT + BITS) == 0)
+                named = ((word[None, :] >> tl.arange(0, 32)[:, None]) & 1) != 0
+                tl.store(few + rank, key.to(tl.int32, bitcast=True), named)
+            tl.debug_barrier()  # what other threads wrote is read
+        elif left > 0:
+            left = tl.load(held + own)
+        histogram = tl.zeros([1 << BITS], tl.int32)
+        for at in range(0, left, LOOK):
+            item = at + tl.arange(0, LOOK)
+            key = tl.load(few + item, item < left, 0).to(tl.uint32, bitcast=True)
+            histogram += _histogram(key, known, SHIFT, BITS)
+    tl.store(histograms + PASS % 2 * turn + own * BINS + tl.arange(0, 1 << BITS), histogram)
 
 
 @triton.jit
@@ -216,6 +255,8 @@ def _place(
     count_row,
     count_head,
     heads,
+    PASSES: tl.constexpr,
+    BITS: tl.constexpr,  # of the last pass
     GROUP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -223,40 +264,30 @@ def _place(
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     list_, lists = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    before = state + (3 * lists + list_) * 2
-    last = histograms + (lists + list_) * chunks * 256
+    before = state + ((PASSES - 1) * lists + list_) * 2
+    last = histograms + ((PASSES - 1) % 2 * lists + list_) * chunks * BINS
     known = tl.load(before).to(tl.uint32, bitcast=True)
-    known, wanted, digit = _next(_total(last, chunks), known, tl.load(before + 1), 3)
-    sure = tl.full([], 0, tl.int32)
-    ties = tl.full([], 0, tl.int32)
-    earlier, bins = tl.arange(0, TILE), tl.arange(0, 256)
+    known, wanted, digit = _next(_total(last, chunks, BITS), known, tl.load(before + 1), 0)
+    sure = tl.full([], 0, tl.int32)  # taken of earlier chunks
+    ties = tl.full([], 0, tl.int32)  # whose key is `known`
+    earlier, bins = tl.arange(0, TILE), tl.arange(0, 1 << BITS)
     for at in range(0, chunk, TILE):
         real = at + earlier < chunk
-        place = (at + earlier)[:, None] * 256 + bins[None, :]
+        place = (at + earlier)[:, None] * BINS + bins[None, :]
         histogram = tl.load(last + place, real[:, None], 0)
         sure += tl.sum(tl.load(above + list_ * chunks + at + earlier, real, 0))
         sure += tl.sum(tl.sum(tl.where((bins > digit)[None, :], histogram, 0), 1))
         ties += tl.sum(tl.sum(tl.where((bins == digit)[None, :], histogram, 0), 1))
     done = sure + tl.minimum(ties, wanted)
+    allowed, equal = tl.maximum(wanted - ties, 0), tl.load(last + chunk * BINS + digit)
     first = chunk * CHUNK
-    item = first + tl.arange(0, CHUNK)
-    key = _ordered(tl.load(scores + list_ * size + item, item < size, float("-inf")))
+    key = _keys(scores + list_ * size, first, size, CHUNK)
     own, group = chosen + list_ * most, list_ // GROUP
-    _take(
-        key,
-        first,
-        item < size,
-        known,
-        wanted,
-        done,
-        ties,
-        need,
-        own,
-        seen + group * words,
-        loaded + group,
-        GROUP,
-        CHUNK,
-    )
+    seen += group * words
+    loaded += group
+    _take(key, first, known, allowed, equal, need - 1 - done, own, seen, loaded, GROUP, CHUNK)
+    if GROUP == 1:
+        tl.store(loaded, need.to(tl.int64), chunk == 0)
     _clear(own, need, most, first, chunks * CHUNK, CHUNK)
 
 
@@ -294,14 +325,33 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
             num_warps=warps,
         )
         return chosen, loaded
-    histograms = torch.empty(2, lists, chunks, 256, dtype=torch.int32, device=device)
-    above = torch.empty(lists, chunks, dtype=torch.int32, device=device)
-    state = torch.empty(4, lists, 2, dtype=torch.int32, device=device)
+
+    def made(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=device)
+
+    few, held, above = made(lists, chunks, CHUNK), made(lists, chunks), made(lists, chunks)
+    histograms, state = made(2, lists, chunks, BINS.value), made(len(PASSES), lists, 2)
     found = (histograms, above, state)
-    for byte in range(4):
+    before = 0
+    for number, (shift, bits) in enumerate(PASSES):
         _count[(chunks, lists)](
-            scores, counts, *found, size, most, *asked, BYTE=byte, CHUNK=CHUNK, num_warps=8
+            scores,
+            counts,
+            few,
+            held,
+            *found,
+            size,
+            most,
+            *asked,
+            PASS=number,
+            SHIFT=shift,
+            BITS=bits,
+            BEFORE=before,
+            FEW=FEW,
+            CHUNK=CHUNK,
+            num_warps=8,
         )
+        before = bits
     _place[(chunks, lists)](
         scores,
         counts,
@@ -313,6 +363,8 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
         most,
         words,
         *asked,
+        PASSES=len(PASSES),
+        BITS=before,
         GROUP=group,
         CHUNK=CHUNK,
         num_warps=8,
