@@ -1,11 +1,12 @@
 """The k best of each list of scores, and how many items a group's lists hold together, in Triton.
 
-The k-th largest is found by radix: four passes over the scores, a byte of it each. A list is cut
-into chunks, a program each; a pass leaves every chunk's histogram of the next byte, and the launch
-after it reads them all to know the byte. The last one also knows from them where each chunk's
-chosen items go. A list that is one chunk is served by one launch. Nothing is sorted; of equal
-scores the lower item wins, so a choice does not depend on the launch. Torch reference:
-`macbench.attention.select.best`.
+The k-th largest is found by radix: passes over the scores, some bits of it each. A list is cut into
+chunks, a program each; a pass leaves how many items of every chunk have which next bits, and their
+sums over the chunks, from which the launch after it knows the bits. The third pass also gathers
+what is left to look at, a tenth of the items as scores go, and the others look at no more. In the
+end, the counts tell where each chunk's chosen items go. A list that is one chunk is served by one
+launch. Nothing is sorted; of equal scores the lower item wins, so a choice does not depend on the
+launch. Torch reference: `macbench.attention.select.best`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 4096  # items of a program
-PASSES = ((27, 5), (22, 5), (14, 8), (6, 8), (0, 6))  # each looks at these bits: from, how many
-FEW = 2  # the pass that gathers what is left to look at
-TILE = tl.constexpr(16)  # histograms looked at together
-LOOK = tl.constexpr(512)  # gathered items looked at together
-BINS = tl.constexpr(256)  # room of a histogram
+PASSES = ((27, 5), (22, 5), (15, 7), (7, 8), (0, 7))  # each looks at these bits: from, how many
+GATHER = 2  # the pass that gathers
+WARPS = (4, 4, 8, 2, 2)
+BINS = tl.constexpr(256)  # room for a pass's counts
+LOOK = tl.constexpr(512)  # gathered items that are looked at together
+TILE = tl.constexpr(16)  # chunks that are looked at together
 
 
 @triton.jit
@@ -31,15 +33,21 @@ def _ordered(score):
 
 
 @triton.jit
-def _keys(row, first, size, CHUNK: tl.constexpr):
-    """A chunk's keys as words of 32 items, [32, CHUNK / 32]; 0 behind the list."""
-    item = first + tl.arange(0, CHUNK // 32)[None, :] * 32 + tl.arange(0, 32)[:, None]
+def _keys(row, item, size):
+    """Of these items of a list; 0 behind it."""
     return tl.where(item < size, _ordered(tl.load(row + item, item < size, 0.0)), 0)
 
 
 @triton.jit
+def _by_words(first, CHUNK: tl.constexpr):
+    """A chunk's items, those of a word of 32 side by side, [32, CHUNK / 32]."""
+    item = first + tl.arange(0, CHUNK // 32)[None, :] * 32 + tl.arange(0, 32)[:, None]
+    return tl.multiple_of(item, (1, 1))  # not known as aligned, so that a thread loads single items
+
+
+@triton.jit
 def _ones(x):
-    """Bits that are set in int32."""
+    """Bits that are set in an int32."""
     x = x.to(tl.uint32, bitcast=True)
     x -= (x >> 1) & 0x55555555
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
@@ -75,13 +83,20 @@ def _histogram(key, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def _next(histogram, known, wanted, SHIFT: tl.constexpr):
+def _next(above, known, wanted, SHIFT: tl.constexpr):
     """More bits, from SHIFT, of the least key that is taken, and how many are still wanted of those
-    that begin like it. Returns known, wanted and these bits."""
-    above = tl.cumsum(histogram, reverse=True)  # with this digit or a larger one
+    that begin like it. above: how many have these bits or larger ones. Returns known, wanted and
+    the bits."""
     digit = tl.sum((above >= wanted).to(tl.int32)) - 1
-    wanted -= tl.sum(tl.where(tl.arange(0, histogram.shape[0]) > digit, histogram, 0))
+    wanted -= tl.max(tl.where(above < wanted, above, 0))
     return known | (digit.to(tl.uint32) << SHIFT), wanted, digit
+
+
+@triton.jit
+def _larger(above, digit, BITS: tl.constexpr):
+    """How many have larger bits than `digit`, and how many the same."""
+    more = tl.load(above + digit + 1, digit + 1 < (1 << BITS), 0)
+    return more, tl.load(above + digit) - more
 
 
 @triton.jit
@@ -99,17 +114,15 @@ def _take(
     CHUNK: tl.constexpr,
 ):
     """Write a chunk's items, the last first, and count those that no other list has named."""
-    bit, words = tl.arange(0, 32), tl.arange(0, CHUNK // 32)
     taken = key >= known
     if equal > allowed:
         rank, _ = _ranks(key == known)
         taken = (key > known) | ((key == known) & (rank < allowed))
     rank, word = _ranks(taken)
-    item = first + words[None, :] * 32 + bit[:, None]
-    held = ((word[None, :] >> bit[:, None]) & 1) != 0
-    tl.store(chosen + (place - rank), item.to(tl.int64), held)
+    tl.store(chosen + (place - rank), _by_words(first, CHUNK).to(tl.int64), taken)
     if GROUP > 1:
-        old = tl.atomic_or(seen + first // 32 + words, word, word != 0, sem="relaxed")
+        there = seen + first // 32 + tl.arange(0, CHUNK // 32)
+        old = tl.atomic_or(there, word, word != 0, sem="relaxed")
         fresh = tl.where(word != 0, word & ~old, 0)
         tl.atomic_add(loaded, tl.sum(_ones(fresh)).to(tl.int64), sem="relaxed")
 
@@ -141,12 +154,13 @@ def _select(
     """Lists of one chunk."""
     list_ = tl.program_id(0).to(tl.int64)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    key = _keys(scores + list_ * size, 0, size, CHUNK)
+    key = _keys(scores + list_ * size, _by_words(0, CHUNK), size)
     known = tl.full([], 0, tl.uint32)
     wanted, equal = need, need
     for byte in tl.static_range(4):
         histogram = _histogram(key, known, 24 - 8 * byte, 8)
-        known, wanted, digit = _next(histogram, known, wanted, 24 - 8 * byte)
+        above = tl.cumsum(histogram, reverse=True)
+        known, wanted, digit = _next(above, known, wanted, 24 - 8 * byte)
         equal = tl.sum(tl.where(tl.arange(0, 256) == digit, histogram, 0))
     own, group = chosen + list_ * most, list_ // GROUP
     seen += group * words
@@ -158,24 +172,14 @@ def _select(
 
 
 @triton.jit
-def _total(histograms, chunks, BITS: tl.constexpr):
-    """Sum of a list's histograms [chunks, BINS]."""
-    chunk, digit = tl.arange(0, TILE), tl.arange(0, 1 << BITS)
-    total = tl.zeros([1 << BITS], tl.int32)
-    for at in range(0, chunks, TILE):
-        place = (at + chunk)[:, None] * BINS + digit[None, :]
-        total += tl.sum(tl.load(histograms + place, (at + chunk < chunks)[:, None], 0), 0)
-    return total
-
-
-@triton.jit
 def _count(
     scores,
     counts,
     few,  # [lists, chunks, CHUNK] keys that were gathered: in and out
     held,  # [lists, chunks] how many: in and out
-    histograms,  # [2, lists, chunks, BINS], by turns: in and out
-    above,  # [lists, chunks] items that are taken for sure: in and out
+    aboves,  # [2, lists, chunks, BINS] `above` of every chunk, by turns: in and out
+    totals,  # [passes, lists, BINS] their sums, zero before: in and out
+    sures,  # [lists, chunks] items that are taken for sure: in and out
     state,  # [passes, lists, 2] known and wanted before each pass: in and out
     size,
     most,
@@ -186,7 +190,7 @@ def _count(
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
     BEFORE: tl.constexpr,  # bits of the pass before
-    FEW: tl.constexpr,
+    GATHER: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """A pass over one chunk of a list."""
@@ -194,40 +198,39 @@ def _count(
     list_, lists = tl.program_id(1), tl.num_programs(1)
     own = list_.to(tl.int64) * chunks + chunk
     turn = lists.to(tl.int64) * chunks * BINS
-    left = tl.full([], CHUNK, tl.int32)  # items that begin as `known` does
     if PASS == 0:
         known = tl.full([], 0, tl.uint32)
         wanted = _need(counts, list_, count_row, count_head, heads, most, size)
-        sure = 0
+        sure, left = 0, CHUNK
     else:
-        before = state + ((PASS - 1) * lists + list_) * 2
-        known = tl.load(before).to(tl.uint32, bitcast=True)
-        last = histograms + (PASS - 1) % 2 * turn
-        total = _total(last + (own - chunk) * BINS, chunks, BEFORE)
-        known, wanted, digit = _next(total, known, tl.load(before + 1), SHIFT + BITS)
-        bins = tl.arange(0, 1 << BEFORE)
-        sure = tl.sum(tl.where(bins > digit, tl.load(last + own * BINS + bins), 0))
-        left = tl.load(last + own * BINS + digit)
+        before = (PASS - 1) * lists + list_
+        known = tl.load(state + before * 2).to(tl.uint32, bitcast=True)
+        wanted = tl.load(state + before * 2 + 1)
+        total = tl.load(totals + before * BINS + tl.arange(0, 1 << BEFORE))
+        known, wanted, digit = _next(total, known, wanted, SHIFT + BITS)
+        last = aboves + (PASS - 1) % 2 * turn + own * BINS
+        sure, left = _larger(last, digit, BEFORE)  # left: items that begin as `known` does
         if PASS > 1:
-            sure += tl.load(above + own)
-    tl.store(above + own, sure)
+            sure += tl.load(sures + own)
+    tl.store(sures + own, sure)
+    now = PASS * lists + list_
     if chunk == 0:
-        after = state + (PASS * lists + list_) * 2
-        tl.store(after, known.to(tl.int32, bitcast=True))
-        tl.store(after + 1, wanted)
+        tl.store(state + now * 2, known.to(tl.int32, bitcast=True))
+        tl.store(state + now * 2 + 1, wanted)
 
-    row = scores + list_.to(tl.int64) * size
+    row, first = scores + list_.to(tl.int64) * size, chunk * CHUNK
     few += own * CHUNK
-    if PASS < FEW:
-        histogram = _histogram(_keys(row, chunk * CHUNK, size, CHUNK), known, SHIFT, BITS)
+    if PASS < GATHER:
+        item = first + tl.arange(0, CHUNK)
+        histogram = _histogram(_keys(row, item, size), known, SHIFT, BITS)
     else:
-        if PASS == FEW:
+        if PASS == GATHER:
             tl.store(held + own, left)
             if left > 0:
-                key = _keys(row, chunk * CHUNK, size, CHUNK)
-                rank, word = _ranks((key ^ known) >> (SHIFT + BITS) == 0)
-                named = ((word[None, :] >> tl.arange(0, 32)[:, None]) & 1) != 0
-                tl.store(few + rank, key.to(tl.int32, bitcast=True), named)
+                key = _keys(row, _by_words(first, CHUNK), size)
+                same = (key ^ known) >> (SHIFT + BITS) == 0
+                rank, _ = _ranks(same)
+                tl.store(few + rank, key.to(tl.int32, bitcast=True), same)
             tl.debug_barrier()  # what other threads wrote is read
         elif left > 0:
             left = tl.load(held + own)
@@ -236,7 +239,10 @@ def _count(
             item = at + tl.arange(0, LOOK)
             key = tl.load(few + item, item < left, 0).to(tl.uint32, bitcast=True)
             histogram += _histogram(key, known, SHIFT, BITS)
-    tl.store(histograms + PASS % 2 * turn + own * BINS + tl.arange(0, 1 << BITS), histogram)
+    digits = tl.arange(0, 1 << BITS)
+    above = tl.cumsum(histogram, reverse=True)
+    tl.store(aboves + PASS % 2 * turn + own * BINS + digits, above)
+    tl.atomic_add(totals + now * BINS + digits, above, above > 0, sem="relaxed")
 
 
 @triton.jit
@@ -246,8 +252,9 @@ def _place(
     chosen,
     seen,
     loaded,
-    histograms,
-    above,
+    aboves,
+    totals,
+    sures,
     state,
     size,
     most,
@@ -264,24 +271,25 @@ def _place(
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     list_, lists = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    before = state + ((PASSES - 1) * lists + list_) * 2
-    last = histograms + ((PASSES - 1) % 2 * lists + list_) * chunks * BINS
-    known = tl.load(before).to(tl.uint32, bitcast=True)
-    known, wanted, digit = _next(_total(last, chunks, BITS), known, tl.load(before + 1), 0)
+    before = (PASSES - 1) * lists + list_
+    known = tl.load(state + before * 2).to(tl.uint32, bitcast=True)
+    wanted = tl.load(state + before * 2 + 1)
+    total = tl.load(totals + before * BINS + tl.arange(0, 1 << BITS))
+    known, wanted, digit = _next(total, known, wanted, 0)
+    last = aboves + ((PASSES - 1) % 2 * lists + list_) * chunks * BINS
     sure = tl.full([], 0, tl.int32)  # taken of earlier chunks
     ties = tl.full([], 0, tl.int32)  # whose key is `known`
-    earlier, bins = tl.arange(0, TILE), tl.arange(0, 1 << BITS)
     for at in range(0, chunk, TILE):
-        real = at + earlier < chunk
-        place = (at + earlier)[:, None] * BINS + bins[None, :]
-        histogram = tl.load(last + place, real[:, None], 0)
-        sure += tl.sum(tl.load(above + list_ * chunks + at + earlier, real, 0))
-        sure += tl.sum(tl.sum(tl.where((bins > digit)[None, :], histogram, 0), 1))
-        ties += tl.sum(tl.sum(tl.where((bins == digit)[None, :], histogram, 0), 1))
+        earlier = at + tl.arange(0, TILE)
+        real = earlier < chunk
+        one = last + earlier * BINS + digit
+        more = tl.where(digit + 1 < (1 << BITS), tl.load(one + 1, real, 0), 0)
+        sure += tl.sum(tl.load(sures + list_ * chunks + earlier, real, 0) + more)
+        ties += tl.sum(tl.load(one, real, 0) - more)
     done = sure + tl.minimum(ties, wanted)
-    allowed, equal = tl.maximum(wanted - ties, 0), tl.load(last + chunk * BINS + digit)
-    first = chunk * CHUNK
-    key = _keys(scores + list_ * size, first, size, CHUNK)
+    _, equal = _larger(last + chunk * BINS, digit, BITS)
+    allowed, first = tl.maximum(wanted - ties, 0), chunk * CHUNK
+    key = _keys(scores + list_ * size, _by_words(first, CHUNK), size)
     own, group = chosen + list_ * most, list_ // GROUP
     seen += group * words
     loaded += group
@@ -300,18 +308,19 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
     b, heads, size = scores.shape
     scores, device = scores.contiguous(), scores.device
     lists, group, words = b * heads, heads // kv_heads, -(-size // 32)
-    chosen = torch.empty(b, heads, most, dtype=torch.int64, device=device)
-    many = b * kv_heads * ((words if group > 1 else 0) + 2)
-    fresh = torch.zeros if group > 1 else torch.empty  # a single list's number is just stored
-    scratch = fresh(many, dtype=torch.int32, device=device)
-    loaded = scratch[: 2 * b * kv_heads].view(torch.int64).view(b, kv_heads)
-    seen = scratch[2 * b * kv_heads :]
-    asked = (counts.stride(0), counts.stride(1), heads)
     chunks = triton.cdiv(size, CHUNK)
+    chosen = torch.empty(b, heads, most, dtype=torch.int64, device=device)
+    named = b * kv_heads * words if group > 1 else 0
+    sums = len(PASSES) * lists * BINS.value if chunks > 1 else 0
+    fresh = torch.zeros if named + sums else torch.empty  # a single list's number is just stored
+    scratch = fresh(2 * b * kv_heads + sums + named, dtype=torch.int32, device=device)
+    loaded, totals, seen = scratch.split([2 * b * kv_heads, sums, named])
+    loaded = loaded.view(torch.int64).view(b, kv_heads)
+    out = (chosen, seen, loaded)
+    asked = (counts.stride(0), counts.stride(1), heads)
     if chunks == 1:
         chunk = max(256, triton.next_power_of_2(size))
         warps = 4 if chunk <= 1024 else 8
-        out = (chosen, seen, loaded)
         _select[(lists,)](
             scores,
             counts,
@@ -329,9 +338,9 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
     def made(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    few, held, above = made(lists, chunks, CHUNK), made(lists, chunks), made(lists, chunks)
-    histograms, state = made(2, lists, chunks, BINS.value), made(len(PASSES), lists, 2)
-    found = (histograms, above, state)
+    few, held, sures = made(lists, chunks, CHUNK), made(lists, chunks), made(lists, chunks)
+    aboves, state = made(2, lists, chunks, BINS.value), made(len(PASSES), lists, 2)
+    found = (aboves, totals, sures, state)
     before = 0
     for number, (shift, bits) in enumerate(PASSES):
         _count[(chunks, lists)](
@@ -347,17 +356,15 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
             SHIFT=shift,
             BITS=bits,
             BEFORE=before,
-            FEW=FEW,
+            GATHER=GATHER,
             CHUNK=CHUNK,
-            num_warps=8,
+            num_warps=WARPS[number],
         )
         before = bits
     _place[(chunks, lists)](
         scores,
         counts,
-        chosen,
-        seen,
-        loaded,
+        *out,
         *found,
         size,
         most,
