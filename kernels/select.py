@@ -17,9 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 4096  # items of a program
-PASSES = ((27, 5), (22, 5), (15, 7), (7, 8), (0, 7))  # each looks at these bits: from, how many
+PASSES = ((27, 5, 4), (22, 5, 4), (15, 7, 8), (8, 7, 2), (0, 8, 2))  # from bit, bits, warps
 GATHER = 2  # the pass that gathers
-WARPS = (4, 4, 8, 2, 2)
 BINS = tl.constexpr(256)  # room for a pass's counts
 LOOK = tl.constexpr(512)  # gathered items that are looked at together
 TILE = tl.constexpr(16)  # chunks that are looked at together
@@ -33,9 +32,13 @@ def _ordered(score):
 
 
 @triton.jit
-def _keys(row, item, size):
-    """Of these items of a list; 0 behind it."""
-    return tl.where(item < size, _ordered(tl.load(row + item, item < size, 0.0)), 0)
+def _keys(row, item, end, size):
+    """Of a chunk's items, the last before `end`; 0 behind the list."""
+    if end <= size:
+        key = _ordered(tl.load(row + item))
+    else:
+        key = tl.where(item < size, _ordered(tl.load(row + item, item < size, 0.0)), 0)
+    return key
 
 
 @triton.jit
@@ -55,13 +58,17 @@ def _ones(x):
 
 
 @triton.jit
-def _ranks(taken):
-    """taken [32, W] -> how many are taken before each, [32, W], and which as bits of [W] words."""
-    bit = tl.arange(0, 32)
-    word = tl.sum(tl.where(taken, (1 << bit)[:, None], 0), 0)
+def _bits(x):
+    """bool [32, W] as the bits of W words, int32 [W]."""
+    return tl.sum(tl.where(x, (1 << tl.arange(0, 32))[:, None], 0), 0)
+
+
+@triton.jit
+def _before(word):
+    """How many bits of words [W] are set before each bit, [32, W]."""
     count = _ones(word)
-    before = tl.cumsum(count) - count
-    return before[None, :] + _ones(word[None, :] & ((1 << bit) - 1)[:, None]), word
+    lower = (1 << tl.arange(0, 32)) - 1
+    return (tl.cumsum(count) - count)[None, :] + _ones(word[None, :] & lower[:, None])
 
 
 @triton.jit
@@ -83,20 +90,20 @@ def _histogram(key, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def _next(above, known, wanted, SHIFT: tl.constexpr):
+def _next(at_least, known, wanted, SHIFT: tl.constexpr):
     """More bits, from SHIFT, of the least key that is taken, and how many are still wanted of those
-    that begin like it. above: how many have these bits or larger ones. Returns known, wanted and
+    that begin like it. at_least: how many have these bits or larger ones. Returns known, wanted and
     the bits."""
-    digit = tl.sum((above >= wanted).to(tl.int32)) - 1
-    wanted -= tl.max(tl.where(above < wanted, above, 0))
+    digit = tl.sum((at_least >= wanted).to(tl.int32)) - 1
+    wanted -= tl.max(tl.where(at_least < wanted, at_least, 0))
     return known | (digit.to(tl.uint32) << SHIFT), wanted, digit
 
 
 @triton.jit
-def _larger(above, digit, BITS: tl.constexpr):
+def _larger(at_least, digit, BITS: tl.constexpr):
     """How many have larger bits than `digit`, and how many the same."""
-    more = tl.load(above + digit + 1, digit + 1 < (1 << BITS), 0)
-    return more, tl.load(above + digit) - more
+    more = tl.load(at_least + digit + 1, digit + 1 < (1 << BITS), 0)
+    return more, tl.load(at_least + digit) - more
 
 
 @triton.jit
@@ -114,12 +121,13 @@ def _take(
     CHUNK: tl.constexpr,
 ):
     """Write a chunk's items, the last first, and count those that no other list has named."""
-    taken = key >= known
+    word = _bits(key >= known)
     if equal > allowed:
-        rank, _ = _ranks(key == known)
-        taken = (key > known) | ((key == known) & (rank < allowed))
-    rank, word = _ranks(taken)
-    tl.store(chosen + (place - rank), _by_words(first, CHUNK).to(tl.int64), taken)
+        ties = key == known
+        word -= _bits(ties & (_before(_bits(ties)) >= allowed))
+    taken = ((word[None, :] >> tl.arange(0, 32)[:, None]) & 1) != 0
+    item = _by_words(first, CHUNK).to(tl.uint32).to(tl.int64)
+    tl.store(chosen + (place - _before(word)), item, taken)
     if GROUP > 1:
         there = seen + first // 32 + tl.arange(0, CHUNK // 32)
         old = tl.atomic_or(there, word, word != 0, sem="relaxed")
@@ -154,13 +162,13 @@ def _select(
     """Lists of one chunk."""
     list_ = tl.program_id(0).to(tl.int64)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    key = _keys(scores + list_ * size, _by_words(0, CHUNK), size)
+    key = _keys(scores + list_ * size, _by_words(0, CHUNK), CHUNK, size)
     known = tl.full([], 0, tl.uint32)
     wanted, equal = need, need
     for byte in tl.static_range(4):
         histogram = _histogram(key, known, 24 - 8 * byte, 8)
-        above = tl.cumsum(histogram, reverse=True)
-        known, wanted, digit = _next(above, known, wanted, 24 - 8 * byte)
+        at_least = tl.cumsum(histogram, reverse=True)
+        known, wanted, digit = _next(at_least, known, wanted, 24 - 8 * byte)
         equal = tl.sum(tl.where(tl.arange(0, 256) == digit, histogram, 0))
     own, group = chosen + list_ * most, list_ // GROUP
     seen += group * words
@@ -175,12 +183,12 @@ def _select(
 def _count(
     scores,
     counts,
-    few,  # [lists, chunks, CHUNK] keys that were gathered: in and out
-    held,  # [lists, chunks] how many: in and out
-    aboves,  # [2, lists, chunks, BINS] `above` of every chunk, by turns: in and out
-    totals,  # [passes, lists, BINS] their sums, zero before: in and out
-    sures,  # [lists, chunks] items that are taken for sure: in and out
-    state,  # [passes, lists, 2] known and wanted before each pass: in and out
+    few,  # [lists, chunks, CHUNK] keys that were gathered
+    held,  # [lists, chunks] how many
+    at_least,  # [2, lists, chunks, BINS] a chunk's keys with these bits or larger ones, by turns
+    totals,  # [passes, lists, BINS] the same of all chunks, zero before
+    sures,  # [lists, chunks] items that are taken for sure
+    state,  # [passes, lists, 2] known and wanted before each pass
     size,
     most,
     count_row,
@@ -208,7 +216,7 @@ def _count(
         wanted = tl.load(state + before * 2 + 1)
         total = tl.load(totals + before * BINS + tl.arange(0, 1 << BEFORE))
         known, wanted, digit = _next(total, known, wanted, SHIFT + BITS)
-        last = aboves + (PASS - 1) % 2 * turn + own * BINS
+        last = at_least + (PASS - 1) % 2 * turn + own * BINS
         sure, left = _larger(last, digit, BEFORE)  # left: items that begin as `known` does
         if PASS > 1:
             sure += tl.load(sures + own)
@@ -222,15 +230,14 @@ def _count(
     few += own * CHUNK
     if PASS < GATHER:
         item = first + tl.arange(0, CHUNK)
-        histogram = _histogram(_keys(row, item, size), known, SHIFT, BITS)
+        histogram = _histogram(_keys(row, item, first + CHUNK, size), known, SHIFT, BITS)
     else:
         if PASS == GATHER:
             tl.store(held + own, left)
             if left > 0:
-                key = _keys(row, _by_words(first, CHUNK), size)
+                key = _keys(row, _by_words(first, CHUNK), first + CHUNK, size)
                 same = (key ^ known) >> (SHIFT + BITS) == 0
-                rank, _ = _ranks(same)
-                tl.store(few + rank, key.to(tl.int32, bitcast=True), same)
+                tl.store(few + _before(_bits(same)), key.to(tl.int32, bitcast=True), same)
             tl.debug_barrier()  # what other threads wrote is read
         elif left > 0:
             left = tl.load(held + own)
@@ -240,9 +247,9 @@ def _count(
             key = tl.load(few + item, item < left, 0).to(tl.uint32, bitcast=True)
             histogram += _histogram(key, known, SHIFT, BITS)
     digits = tl.arange(0, 1 << BITS)
-    above = tl.cumsum(histogram, reverse=True)
-    tl.store(aboves + PASS % 2 * turn + own * BINS + digits, above)
-    tl.atomic_add(totals + now * BINS + digits, above, above > 0, sem="relaxed")
+    many = tl.cumsum(histogram, reverse=True)
+    tl.store(at_least + PASS % 2 * turn + own * BINS + digits, many)
+    tl.atomic_add(totals + now * BINS + digits, many, many > 0, sem="relaxed")
 
 
 @triton.jit
@@ -252,7 +259,7 @@ def _place(
     chosen,
     seen,
     loaded,
-    aboves,
+    at_least,
     totals,
     sures,
     state,
@@ -276,7 +283,7 @@ def _place(
     wanted = tl.load(state + before * 2 + 1)
     total = tl.load(totals + before * BINS + tl.arange(0, 1 << BITS))
     known, wanted, digit = _next(total, known, wanted, 0)
-    last = aboves + ((PASSES - 1) % 2 * lists + list_) * chunks * BINS
+    last = at_least + ((PASSES - 1) % 2 * lists + list_) * chunks * BINS
     sure = tl.full([], 0, tl.int32)  # taken of earlier chunks
     ties = tl.full([], 0, tl.int32)  # whose key is `known`
     for at in range(0, chunk, TILE):
@@ -289,7 +296,7 @@ def _place(
     done = sure + tl.minimum(ties, wanted)
     _, equal = _larger(last + chunk * BINS, digit, BITS)
     allowed, first = tl.maximum(wanted - ties, 0), chunk * CHUNK
-    key = _keys(scores + list_ * size, _by_words(first, CHUNK), size)
+    key = _keys(scores + list_ * size, _by_words(first, CHUNK), first + CHUNK, size)
     own, group = chosen + list_ * most, list_ // GROUP
     seen += group * words
     loaded += group
@@ -339,10 +346,10 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
         return torch.empty(shape, dtype=torch.int32, device=device)
 
     few, held, sures = made(lists, chunks, CHUNK), made(lists, chunks), made(lists, chunks)
-    aboves, state = made(2, lists, chunks, BINS.value), made(len(PASSES), lists, 2)
-    found = (aboves, totals, sures, state)
+    at_least, state = made(2, lists, chunks, BINS.value), made(len(PASSES), lists, 2)
+    found = (at_least, totals, sures, state)
     before = 0
-    for number, (shift, bits) in enumerate(PASSES):
+    for number, (shift, bits, warps) in enumerate(PASSES):
         _count[(chunks, lists)](
             scores,
             counts,
@@ -358,7 +365,7 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
             BEFORE=before,
             GATHER=GATHER,
             CHUNK=CHUNK,
-            num_warps=WARPS[number],
+            num_warps=warps,
         )
         before = bits
     _place[(chunks, lists)](

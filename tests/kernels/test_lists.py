@@ -105,14 +105,14 @@ KINDS: dict[str, Callable[[Tensor], object]] = {
 
 
 def lists(case: Best, device: str):
-    """Scores of the case's kind, and counts down to nothing; the last list's is the largest."""
+    """Scores of the case's kind, and counts from nothing to all that is asked for."""
     draw = torch.Generator(device).manual_seed(0)
     heads = case.kv_heads * case.group
     scores = torch.randn(case.rows, heads, case.size, generator=draw, device=device)
     KINDS[case.kind](scores)
     shape = (case.rows, heads)
     counts = torch.randint(case.most + 1, shape, generator=draw, device=device)
-    counts[-1, -1] = case.most
+    counts[0, 0], counts[-1, -1] = 0, case.most
     return scores, counts
 
 
