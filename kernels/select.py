@@ -206,6 +206,9 @@ def _count(
     list_, lists = tl.program_id(1), tl.num_programs(1)
     own = list_.to(tl.int64) * chunks + chunk
     turn = lists.to(tl.int64) * chunks * BINS
+    row, first = scores + list_.to(tl.int64) * size, chunk * CHUNK
+    if PASS < GATHER:  # first, as it depends on nothing
+        key = _keys(row, first + tl.arange(0, CHUNK), first + CHUNK, size)
     if PASS == 0:
         known = tl.full([], 0, tl.uint32)
         wanted = _need(counts, list_, count_row, count_head, heads, most, size)
@@ -226,11 +229,9 @@ def _count(
         tl.store(state + now * 2, known.to(tl.int32, bitcast=True))
         tl.store(state + now * 2 + 1, wanted)
 
-    row, first = scores + list_.to(tl.int64) * size, chunk * CHUNK
     few += own * CHUNK
     if PASS < GATHER:
-        item = first + tl.arange(0, CHUNK)
-        histogram = _histogram(_keys(row, item, first + CHUNK, size), known, SHIFT, BITS)
+        histogram = _histogram(key, known, SHIFT, BITS)
     else:
         if PASS == GATHER:
             tl.store(held + own, left)
@@ -277,6 +278,8 @@ def _place(
     """The chosen items of one chunk of a list."""
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     list_, lists = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    first = chunk * CHUNK
+    key = _keys(scores + list_ * size, _by_words(first, CHUNK), first + CHUNK, size)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
     before = (PASSES - 1) * lists + list_
     known = tl.load(state + before * 2).to(tl.uint32, bitcast=True)
@@ -295,8 +298,7 @@ def _place(
         ties += tl.sum(tl.load(one, real, 0) - more)
     done = sure + tl.minimum(ties, wanted)
     _, equal = _larger(last + chunk * BINS, digit, BITS)
-    allowed, first = tl.maximum(wanted - ties, 0), chunk * CHUNK
-    key = _keys(scores + list_ * size, _by_words(first, CHUNK), first + CHUNK, size)
+    allowed = tl.maximum(wanted - ties, 0)
     own, group = chosen + list_ * most, list_ // GROUP
     seen += group * words
     loaded += group
@@ -382,5 +384,6 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
         GROUP=group,
         CHUNK=CHUNK,
         num_warps=8,
+        maxnreg=64,  # for four programs at a time
     )
     return chosen, loaded
