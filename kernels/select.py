@@ -1,12 +1,12 @@
 """The k best of each list of scores, and how many items a group's lists hold together, in Triton.
 
-The k-th largest is found by radix: passes over the scores, some bits of it each. A list is cut into
-chunks, a program each; a pass leaves how many items of every chunk have which next bits, and their
-sums over the chunks, from which the launch after it knows the bits. The third pass also gathers
-what is left to look at, a tenth of the items as scores go, and the others look at no more. In the
-end, the counts tell where each chunk's chosen items go. A list that is one chunk is served by one
-launch. Nothing is sorted; of equal scores the lower item wins, so a choice does not depend on the
-launch. Torch reference: `macbench.attention.select.best`.
+The k-th largest is found by radix: passes over the scores, some bits of it each. The third one
+gathers what is left to look at, a tenth of the items as scores go, and later ones look at no more.
+A long list is cut into chunks, a program each: a pass leaves how many items of every chunk have
+which next bits, and their sums over the chunks, from which the launch after it knows the bits; in
+the end, the counts tell where each chunk's chosen items go. A list that is one chunk is served by
+one launch. Nothing is sorted; of equal scores the lower item wins, so a choice does not depend on
+the launch. Torch reference: `macbench.attention.select.best`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 4096  # items of a program
-PASSES = ((27, 5, 4), (22, 5, 4), (15, 7, 8), (8, 7, 2), (0, 8, 2))  # from bit, bits, warps
-GATHER = 2  # the pass that gathers
+CHUNK = 4096  # items of a program, if a list is cut
+WHOLE = 8192  # items that are one chunk
+PASSES = tl.constexpr(((27, 5), (22, 5), (15, 7), (8, 7), (0, 8)))  # from which bit, how many
+WARPS = (4, 4, 8, 2, 2)
+GATHER = tl.constexpr(2)  # the pass that gathers
 BINS = tl.constexpr(256)  # room for a pass's counts
 LOOK = tl.constexpr(512)  # gathered items that are looked at together
 TILE = tl.constexpr(16)  # chunks that are looked at together
@@ -90,6 +92,25 @@ def _histogram(key, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
+def _gather(few, key, known, SHIFT: tl.constexpr):
+    """Write those of a chunk's keys that begin as `known` does, to SHIFT, side by side."""
+    same = (key ^ known) >> SHIFT == 0
+    tl.store(few + _before(_bits(same)), key.to(tl.int32, bitcast=True), same)
+    tl.debug_barrier()  # other threads read them
+
+
+@triton.jit
+def _histogram_of_few(few, held, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
+    """`_histogram` of gathered keys."""
+    histogram = tl.zeros([1 << BITS], tl.int32)
+    for at in range(0, held, LOOK):
+        item = at + tl.arange(0, LOOK)
+        key = tl.load(few + item, item < held, 0).to(tl.uint32, bitcast=True)
+        histogram += _histogram(key, known, SHIFT, BITS)
+    return histogram
+
+
+@triton.jit
 def _next(at_least, known, wanted, SHIFT: tl.constexpr):
     """More bits, from SHIFT, of the least key that is taken, and how many are still wanted of those
     that begin like it. at_least: how many have these bits or larger ones. Returns known, wanted and
@@ -144,9 +165,29 @@ def _clear(chosen, need, most, first, step, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def _pass(key, few, known, wanted, held, left, PASS: tl.constexpr):
+    """A pass over a list that is one chunk. held: keys that are gathered; left: how many begin as
+    `known` does."""
+    SHIFT: tl.constexpr = PASSES.value[PASS][0]
+    BITS: tl.constexpr = PASSES.value[PASS][1]
+    if PASS < GATHER:
+        histogram = _histogram(key, known, SHIFT, BITS)
+    else:
+        if PASS == GATHER:
+            held = left
+            _gather(few, key, known, SHIFT + BITS)
+        histogram = _histogram_of_few(few, held, known, SHIFT, BITS)
+    at_least = tl.cumsum(histogram, reverse=True)
+    known, wanted, digit = _next(at_least, known, wanted, SHIFT)
+    left = tl.sum(tl.where(tl.arange(0, 1 << BITS) == digit, histogram, 0))
+    return known, wanted, held, left
+
+
+@triton.jit
 def _select(
     scores,  # [B, H, size] fp32
     counts,  # [B, H], strides below
+    few,  # [B, H, CHUNK] keys that are gathered
     chosen,  # [B, H, most] out: item numbers, descending; 0 behind the first counts
     seen,  # [B, HKV, words] bits of the items that a group loads, zero before
     loaded,  # [B, HKV] out: how many, zero before
@@ -163,17 +204,15 @@ def _select(
     list_ = tl.program_id(0).to(tl.int64)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
     key = _keys(scores + list_ * size, _by_words(0, CHUNK), CHUNK, size)
+    few += list_ * CHUNK
     known = tl.full([], 0, tl.uint32)
-    wanted, equal = need, need
-    for byte in tl.static_range(4):
-        histogram = _histogram(key, known, 24 - 8 * byte, 8)
-        at_least = tl.cumsum(histogram, reverse=True)
-        known, wanted, digit = _next(at_least, known, wanted, 24 - 8 * byte)
-        equal = tl.sum(tl.where(tl.arange(0, 256) == digit, histogram, 0))
+    wanted, left, held = need, need, need
+    for number in tl.static_range(len(PASSES.value)):
+        known, wanted, held, left = _pass(key, few, known, wanted, held, left, number)
     own, group = chosen + list_ * most, list_ // GROUP
     seen += group * words
     loaded += group
-    _take(key, 0, known, wanted, equal, need - 1, own, seen, loaded, GROUP, CHUNK)
+    _take(key, 0, known, wanted, left, need - 1, own, seen, loaded, GROUP, CHUNK)
     if GROUP == 1:
         tl.store(loaded, need.to(tl.int64))
     _clear(own, need, most, 0, CHUNK, CHUNK)
@@ -198,7 +237,6 @@ def _count(
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
     BEFORE: tl.constexpr,  # bits of the pass before
-    GATHER: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """A pass over one chunk of a list."""
@@ -237,16 +275,10 @@ def _count(
             tl.store(held + own, left)
             if left > 0:
                 key = _keys(row, _by_words(first, CHUNK), first + CHUNK, size)
-                same = (key ^ known) >> (SHIFT + BITS) == 0
-                tl.store(few + _before(_bits(same)), key.to(tl.int32, bitcast=True), same)
-            tl.debug_barrier()  # what other threads wrote is read
+                _gather(few, key, known, SHIFT + BITS)
         elif left > 0:
             left = tl.load(held + own)
-        histogram = tl.zeros([1 << BITS], tl.int32)
-        for at in range(0, left, LOOK):
-            item = at + tl.arange(0, LOOK)
-            key = tl.load(few + item, item < left, 0).to(tl.uint32, bitcast=True)
-            histogram += _histogram(key, known, SHIFT, BITS)
+        histogram = _histogram_of_few(few, left, known, SHIFT, BITS)
     digits = tl.arange(0, 1 << BITS)
     many = tl.cumsum(histogram, reverse=True)
     tl.store(at_least + PASS % 2 * turn + own * BINS + digits, many)
@@ -270,7 +302,7 @@ def _place(
     count_row,
     count_head,
     heads,
-    PASSES: tl.constexpr,
+    LAST: tl.constexpr,  # pass
     BITS: tl.constexpr,  # of the last pass
     GROUP: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -281,12 +313,12 @@ def _place(
     first = chunk * CHUNK
     key = _keys(scores + list_ * size, _by_words(first, CHUNK), first + CHUNK, size)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    before = (PASSES - 1) * lists + list_
+    before = LAST * lists + list_
     known = tl.load(state + before * 2).to(tl.uint32, bitcast=True)
     wanted = tl.load(state + before * 2 + 1)
     total = tl.load(totals + before * BINS + tl.arange(0, 1 << BITS))
     known, wanted, digit = _next(total, known, wanted, 0)
-    last = at_least + ((PASSES - 1) % 2 * lists + list_) * chunks * BINS
+    last = at_least + (LAST % 2 * lists + list_) * chunks * BINS
     sure = tl.full([], 0, tl.int32)  # taken of earlier chunks
     ties = tl.full([], 0, tl.int32)  # whose key is `known`
     for at in range(0, chunk, TILE):
@@ -317,22 +349,26 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
     b, heads, size = scores.shape
     scores, device = scores.contiguous(), scores.device
     lists, group, words = b * heads, heads // kv_heads, -(-size // 32)
-    chunks = triton.cdiv(size, CHUNK)
+    whole, chunks = size <= WHOLE, triton.cdiv(size, CHUNK)
     chosen = torch.empty(b, heads, most, dtype=torch.int64, device=device)
     named = b * kv_heads * words if group > 1 else 0
-    sums = len(PASSES) * lists * BINS.value if chunks > 1 else 0
+    sums = 0 if whole else len(PASSES.value) * lists * BINS.value
     fresh = torch.zeros if named + sums else torch.empty  # a single list's number is just stored
     scratch = fresh(2 * b * kv_heads + sums + named, dtype=torch.int32, device=device)
     loaded, totals, seen = scratch.split([2 * b * kv_heads, sums, named])
     loaded = loaded.view(torch.int64).view(b, kv_heads)
     out = (chosen, seen, loaded)
     asked = (counts.stride(0), counts.stride(1), heads)
-    if chunks == 1:
+
+    def made(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=device)
+
+    if whole:
         chunk = max(256, triton.next_power_of_2(size))
-        warps = 4 if chunk <= 1024 else 8
         _select[(lists,)](
             scores,
             counts,
+            made(lists, chunk),
             *out,
             size,
             most,
@@ -340,18 +376,15 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
             *asked,
             GROUP=group,
             CHUNK=chunk,
-            num_warps=warps,
+            num_warps=4 if chunk <= 1024 else max(8, chunk // 512),
         )
         return chosen, loaded
 
-    def made(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=device)
-
     few, held, sures = made(lists, chunks, CHUNK), made(lists, chunks), made(lists, chunks)
-    at_least, state = made(2, lists, chunks, BINS.value), made(len(PASSES), lists, 2)
+    at_least, state = made(2, lists, chunks, BINS.value), made(len(PASSES.value), lists, 2)
     found = (at_least, totals, sures, state)
     before = 0
-    for number, (shift, bits, warps) in enumerate(PASSES):
+    for number, (shift, bits) in enumerate(PASSES.value):
         _count[(chunks, lists)](
             scores,
             counts,
@@ -365,9 +398,8 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
             SHIFT=shift,
             BITS=bits,
             BEFORE=before,
-            GATHER=GATHER,
             CHUNK=CHUNK,
-            num_warps=warps,
+            num_warps=WARPS[number],
         )
         before = bits
     _place[(chunks, lists)](
@@ -379,7 +411,7 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
         most,
         words,
         *asked,
-        PASSES=len(PASSES),
+        LAST=number,
         BITS=before,
         GROUP=group,
         CHUNK=CHUNK,

@@ -53,10 +53,12 @@ BEST = [
     Best(1, 2, 1, 70000, 500),
     Best(2, 4, 1, 33, 33),
     Best(1, 2, 1, 1, 1),
-    Best(1, 1, 2, 4095, 800),  # a chunk less one, a chunk, one more, and two
     Best(1, 1, 2, 4096, 4096),
-    Best(1, 2, 1, 4097, 4097),
-    Best(1, 1, 1, 8192, 1600),
+    Best(1, 2, 1, 8192, 1600),  # one chunk
+    Best(1, 2, 1, 8193, 8193),  # several, of which the last has one item, all, or all but one
+    Best(1, 1, 2, 12288, 2500),
+    Best(1, 1, 2, 12287, 12287),
+    Best(1, 1, 2, 3000, 1000, "near"),
     Best(1, 2, 1, 300, 100, "equal"),
     Best(1, 2, 1, 9000, 5000, "equal"),  # all are gathered, and chosen by their numbers
     Best(1, 1, 3, 9000, 3000, "few"),
