@@ -69,7 +69,8 @@ def _against_codes(few, BITS: tl.constexpr):
     EACH: tl.constexpr = 8 // BITS  # codes of a byte
     Q: tl.constexpr = few.shape[0]
     LANES: tl.constexpr = few.shape[1]
-    x = few * tl.exp2(-BITS * (tl.arange(0, LANES) % EACH).to(tl.float32))[None, :]
+    power = 127 - tl.arange(0, LANES) % EACH * BITS  # of 2^-AT, as fp32 has it
+    x = few * (power << 23).to(tl.float32, bitcast=True)[None, :]
     x = tl.reshape(x, [Q, LANES * BITS // 128, 4, 2, 2, EACH])
     return tl.reshape(tl.permute(x, (0, 5, 1, 2, 4, 3)), [Q, LANES])
 
@@ -186,9 +187,8 @@ def _labels(
                 words = _words(labels + first * UNITS, token, held, UNITS, LANES * BITS // 32)
                 step = tl.load(scale + first + token, held, 0.0).to(tl.float32)
                 least = tl.load(low + first + token, held, 0.0).to(tl.float32)
-                score = tl.dot(
-                    _codes(words, BITS).to(against.dtype), against, input_precision="ieee"
-                )
+                code = _codes(words, BITS).to(against.dtype)
+                score = tl.dot(code, against, input_precision="ieee")
                 score *= (step * (factor * 16777216.0))[:, None]
                 score += total[None, :] * least[:, None]
             score = tl.where(held[:, None], score, float("-inf"))
