@@ -1,11 +1,12 @@
 """The k best of each list of scores, and how many items a group's lists hold together, in Triton.
 
-The k-th largest is found by radix: four passes over the scores, a byte of it each. A list is cut
-into chunks, a program each; a pass leaves every chunk's histogram of the next byte, and the launch
-after it reads them all to know the byte. The last one also knows from them where each chunk's
-chosen items go. A list that is one chunk is served by one launch. Nothing is sorted; of equal
-scores the lower item wins, so a choice does not depend on the launch. Torch reference:
-`macbench.attention.select.best`.
+The k-th largest is found by radix: passes over the scores, some bits of it each. The third one
+gathers what is left to look at, a tenth of the items as scores go, and later ones look at no more.
+A long list is cut into chunks, a program each: a pass leaves how many items of every chunk have
+which next bits, and their sums over the chunks, from which the launch after it knows the bits; in
+the end, the counts tell where each chunk's chosen items go. A list that is one chunk is served by
+one launch. Nothing is sorted; of equal scores the lower item wins, so a choice does not depend on
+the launch. Torch reference: `macbench.attention.select.best`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 4096  # items of a program
-TILE = tl.constexpr(16)  # histograms looked at together
+CHUNK = 4096  # items of a program, if a list is cut
+WHOLE = 8192  # items that are one chunk
+PASSES = tl.constexpr(((27, 5), (22, 5), (15, 7), (8, 7), (0, 8)))  # from which bit, how many
+WARPS = (4, 4, 8, 2, 2)
+GATHER = tl.constexpr(2)  # the pass that gathers
+BINS = tl.constexpr(256)  # room for a pass's counts
+LOOK = tl.constexpr(512)  # gathered items that are looked at together
+TILE = tl.constexpr(16)  # chunks that are looked at together
 
 
 @triton.jit
 def _ordered(score):
-    """fp32 -> uint32 in the same order (-0.0 counts as 0.0)."""
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+    """fp32 -> uint32 in the same order (-0.0 counts as 0.0), above 0."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _keys(row, item, end, size):
+    """Of a chunk's items, the last before `end`; 0 behind the list."""
+    if end <= size:
+        key = _ordered(tl.load(row + item))
+    else:
+        key = tl.where(item < size, _ordered(tl.load(row + item, item < size, 0.0)), 0)
+    return key
+
+
+@triton.jit
+def _by_words(first, CHUNK: tl.constexpr):
+    """A chunk's items, those of a word of 32 side by side, [32, CHUNK / 32]."""
+    item = first + tl.arange(0, CHUNK // 32)[None, :] * 32 + tl.arange(0, 32)[:, None]
+    return tl.multiple_of(item, (1, 1))  # not known as aligned, so that a thread loads single items
+
+
+@triton.jit
+def _ones(x):
+    """Bits that are set in an int32."""
+    x = x.to(tl.uint32, bitcast=True)
+    x -= (x >> 1) & 0x55555555
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    return ((((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _bits(x):
+    """bool [32, W] as the bits of W words, int32 [W]."""
+    return tl.sum(tl.where(x, (1 << tl.arange(0, 32))[:, None], 0), 0)
+
+
+@triton.jit
+def _before(word):
+    """How many bits of words [W] are set before each bit, [32, W]."""
+    count = _ones(word)
+    lower = (1 << tl.arange(0, 32)) - 1
+    return (tl.cumsum(count) - count)[None, :] + _ones(word[None, :] & lower[:, None])
 
 
 @triton.jit
@@ -34,37 +81,60 @@ def _need(counts, list_, count_row, count_head, heads, most, size):
 
 
 @triton.jit
-def _histogram(key, inside, known, BYTE: tl.constexpr, CHUNK: tl.constexpr):
-    """Of the keys that begin as `known` does, how many have which next byte: [256]."""
-    shift: tl.constexpr = 24 - 8 * BYTE
-    same = inside
-    if BYTE > 0:
-        same = same & ((key >> (shift + 8)) == (known >> (shift + 8)))
-    own = tl.where(same, ((key >> shift) & 255).to(tl.int32), 0)
-    rest = CHUNK - tl.sum(same.to(tl.int32))
-    return tl.histogram(own, 256) - tl.where(tl.arange(0, 256) == 0, rest, 0)
+def _histogram(key, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
+    """Of the keys that begin as `known` does, how many have which BITS from SHIFT: [2^BITS]."""
+    key = tl.ravel(key)
+    digit = ((key >> SHIFT) & ((1 << BITS) - 1)).to(tl.int32)
+    if SHIFT + BITS == 32:
+        return tl.histogram(digit, 1 << BITS)
+    else:
+        return tl.histogram(digit, 1 << BITS, (key ^ known) >> (SHIFT + BITS) == 0)
 
 
 @triton.jit
-def _next(histogram, known, wanted, BYTE: tl.constexpr):
-    """One byte more of the least key that is taken, and how many are still wanted of those that
-    begin like it. Returns known, wanted and the byte."""
-    above = tl.cumsum(histogram, reverse=True)  # with this byte or a larger one
-    digit = tl.sum((above >= wanted).to(tl.int32)) - 1
-    wanted -= tl.sum(tl.where(tl.arange(0, 256) > digit, histogram, 0))
-    return known | (digit.to(tl.uint32) << (24 - 8 * BYTE)), wanted, digit
+def _gather(few, key, known, SHIFT: tl.constexpr):
+    """Write those of a chunk's keys that begin as `known` does, to SHIFT, side by side."""
+    same = (key ^ known) >> SHIFT == 0
+    tl.store(few + _before(_bits(same)), key.to(tl.int32, bitcast=True), same)
+    tl.debug_barrier()  # other threads read them
+
+
+@triton.jit
+def _histogram_of_few(few, held, known, SHIFT: tl.constexpr, BITS: tl.constexpr):
+    """`_histogram` of gathered keys."""
+    histogram = tl.zeros([1 << BITS], tl.int32)
+    for at in range(0, held, LOOK):
+        item = at + tl.arange(0, LOOK)
+        key = tl.load(few + item, item < held, 0).to(tl.uint32, bitcast=True)
+        histogram += _histogram(key, known, SHIFT, BITS)
+    return histogram
+
+
+@triton.jit
+def _next(at_least, known, wanted, SHIFT: tl.constexpr):
+    """More bits, from SHIFT, of the least key that is taken, and how many are still wanted of those
+    that begin like it. at_least: how many have these bits or larger ones. Returns known, wanted and
+    the bits."""
+    digit = tl.sum((at_least >= wanted).to(tl.int32)) - 1
+    wanted -= tl.max(tl.where(at_least < wanted, at_least, 0))
+    return known | (digit.to(tl.uint32) << SHIFT), wanted, digit
+
+
+@triton.jit
+def _larger(at_least, digit, BITS: tl.constexpr):
+    """How many have larger bits than `digit`, and how many the same."""
+    more = tl.load(at_least + digit + 1, digit + 1 < (1 << BITS), 0)
+    return more, tl.load(at_least + digit) - more
 
 
 @triton.jit
 def _take(
-    key,
-    at,  # the chunk's first item
-    inside,
+    key,  # [32, CHUNK / 32]
+    first,  # the chunk's first item
     known,
-    wanted,  # of the items whose key is `known`
-    done,  # items taken in earlier chunks
-    ties,  # items of earlier chunks whose key is `known`
-    need,
+    allowed,  # of the items whose key is `known`
+    equal,  # how many there are
+    place,  # of the first item taken
     chosen,
     seen,
     loaded,
@@ -72,21 +142,18 @@ def _take(
     CHUNK: tl.constexpr,
 ):
     """Write a chunk's items, the last first, and count those that no other list has named."""
-    lane = tl.arange(0, CHUNK)
-    equal = inside & (key == known)
-    take = inside & ((key > known) | (equal & (ties + tl.cumsum(equal.to(tl.int32)) <= wanted)))
-    place = need - done - tl.cumsum(take.to(tl.int32))
-    tl.store(chosen + place, (at + lane).to(tl.int64), take)
+    word = _bits(key >= known)
+    if equal > allowed:
+        ties = key == known
+        word -= _bits(ties & (_before(_bits(ties)) >= allowed))
+    taken = ((word[None, :] >> tl.arange(0, 32)[:, None]) & 1) != 0
+    item = _by_words(first, CHUNK).to(tl.uint32).to(tl.int64)
+    tl.store(chosen + (place - _before(word)), item, taken)
     if GROUP > 1:
-        bits = tl.reshape(tl.where(take, 1 << (lane & 31), 0), [CHUNK // 32, 32])
-        word = tl.sum(bits, 1)
-        place = seen + at // 32 + tl.arange(0, CHUNK // 32)
-        fresh = word & ~tl.atomic_or(place, word, word != 0, sem="relaxed")
-        fresh = tl.where(word != 0, fresh, 0)
-        fresh = (fresh[:, None] >> tl.arange(0, 32)[None, :]) & 1
-        tl.atomic_add(loaded, tl.sum(tl.sum(fresh, 1)).to(tl.int64), sem="relaxed")
-    elif at == 0:
-        tl.store(loaded, need.to(tl.int64))
+        there = seen + first // 32 + tl.arange(0, CHUNK // 32)
+        old = tl.atomic_or(there, word, word != 0, sem="relaxed")
+        fresh = tl.where(word != 0, word & ~old, 0)
+        tl.atomic_add(loaded, tl.sum(_ones(fresh)).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
@@ -98,9 +165,29 @@ def _clear(chosen, need, most, first, step, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def _pass(key, few, known, wanted, held, left, PASS: tl.constexpr):
+    """A pass over a list that is one chunk. held: keys that are gathered; left: how many begin as
+    `known` does."""
+    SHIFT: tl.constexpr = PASSES.value[PASS][0]
+    BITS: tl.constexpr = PASSES.value[PASS][1]
+    if PASS < GATHER:
+        histogram = _histogram(key, known, SHIFT, BITS)
+    else:
+        if PASS == GATHER:
+            held = left
+            _gather(few, key, known, SHIFT + BITS)
+        histogram = _histogram_of_few(few, held, known, SHIFT, BITS)
+    at_least = tl.cumsum(histogram, reverse=True)
+    known, wanted, digit = _next(at_least, known, wanted, SHIFT)
+    left = tl.sum(tl.where(tl.arange(0, 1 << BITS) == digit, histogram, 0))
+    return known, wanted, held, left
+
+
+@triton.jit
 def _select(
     scores,  # [B, H, size] fp32
     counts,  # [B, H], strides below
+    few,  # [B, H, CHUNK] keys that are gathered
     chosen,  # [B, H, most] out: item numbers, descending; 0 behind the first counts
     seen,  # [B, HKV, words] bits of the items that a group loads, zero before
     loaded,  # [B, HKV] out: how many, zero before
@@ -116,88 +203,86 @@ def _select(
     """Lists of one chunk."""
     list_ = tl.program_id(0).to(tl.int64)
     need = _need(counts, list_, count_row, count_head, heads, most, size)
-    lane = tl.arange(0, CHUNK)
-    inside = lane < size
-    key = _ordered(tl.load(scores + list_ * size + lane, inside, float("-inf")))
+    key = _keys(scores + list_ * size, _by_words(0, CHUNK), CHUNK, size)
+    few += list_ * CHUNK
     known = tl.full([], 0, tl.uint32)
-    wanted = need
-    for byte in tl.static_range(4):
-        histogram = _histogram(key, inside, known, byte, CHUNK)
-        known, wanted, _ = _next(histogram, known, wanted, byte)
+    wanted, left, held = need, need, need
+    for number in tl.static_range(len(PASSES.value)):
+        known, wanted, held, left = _pass(key, few, known, wanted, held, left, number)
     own, group = chosen + list_ * most, list_ // GROUP
-    _take(
-        key,
-        0,
-        inside,
-        known,
-        wanted,
-        0,
-        0,
-        need,
-        own,
-        seen + group * words,
-        loaded + group,
-        GROUP,
-        CHUNK,
-    )
+    seen += group * words
+    loaded += group
+    _take(key, 0, known, wanted, left, need - 1, own, seen, loaded, GROUP, CHUNK)
+    if GROUP == 1:
+        tl.store(loaded, need.to(tl.int64))
     _clear(own, need, most, 0, CHUNK, CHUNK)
-
-
-@triton.jit
-def _total(histograms, chunks):
-    """Sum of a list's histograms [chunks, 256]."""
-    chunk, digit = tl.arange(0, TILE), tl.arange(0, 256)
-    total = tl.zeros([256], tl.int32)
-    for at in range(0, chunks, TILE):
-        place = (at + chunk)[:, None] * 256 + digit[None, :]
-        total += tl.sum(tl.load(histograms + place, (at + chunk < chunks)[:, None], 0), 0)
-    return total
 
 
 @triton.jit
 def _count(
     scores,
     counts,
-    histograms,  # [2, lists, chunks, 256], by turns: in and out
-    above,  # [lists, chunks] items that are taken for sure: in and out
-    state,  # [4, lists, 2] known and wanted before each pass: in and out
+    few,  # [lists, chunks, CHUNK] keys that were gathered
+    held,  # [lists, chunks] how many
+    at_least,  # [2, lists, chunks, BINS] a chunk's keys with these bits or larger ones, by turns
+    totals,  # [passes, lists, BINS] the same of all chunks, zero before
+    sures,  # [lists, chunks] items that are taken for sure
+    state,  # [passes, lists, 2] known and wanted before each pass
     size,
     most,
     count_row,
     count_head,
     heads,
-    BYTE: tl.constexpr,
+    PASS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    BEFORE: tl.constexpr,  # bits of the pass before
     CHUNK: tl.constexpr,
 ):
     """A pass over one chunk of a list."""
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     list_, lists = tl.program_id(1), tl.num_programs(1)
     own = list_.to(tl.int64) * chunks + chunk
-    turn = lists.to(tl.int64) * chunks * 256
-    if BYTE == 0:
+    turn = lists.to(tl.int64) * chunks * BINS
+    row, first = scores + list_.to(tl.int64) * size, chunk * CHUNK
+    if PASS < GATHER:  # first, as it depends on nothing
+        key = _keys(row, first + tl.arange(0, CHUNK), first + CHUNK, size)
+    if PASS == 0:
         known = tl.full([], 0, tl.uint32)
         wanted = _need(counts, list_, count_row, count_head, heads, most, size)
-        sure = 0
+        sure, left = 0, CHUNK
     else:
-        before = state + ((BYTE - 1) * lists + list_) * 2
-        known = tl.load(before).to(tl.uint32, bitcast=True)
-        last = histograms + (BYTE - 1) % 2 * turn
-        total = _total(last + (own - chunk) * 256, chunks)
-        known, wanted, digit = _next(total, known, tl.load(before + 1), BYTE - 1)
-        bins = tl.arange(0, 256)
-        sure = tl.sum(tl.where(bins > digit, tl.load(last + own * 256 + bins), 0))
-        if BYTE > 1:
-            sure += tl.load(above + own)
-    tl.store(above + own, sure)
+        before = (PASS - 1) * lists + list_
+        known = tl.load(state + before * 2).to(tl.uint32, bitcast=True)
+        wanted = tl.load(state + before * 2 + 1)
+        total = tl.load(totals + before * BINS + tl.arange(0, 1 << BEFORE))
+        known, wanted, digit = _next(total, known, wanted, SHIFT + BITS)
+        last = at_least + (PASS - 1) % 2 * turn + own * BINS
+        sure, left = _larger(last, digit, BEFORE)  # left: items that begin as `known` does
+        if PASS > 1:
+            sure += tl.load(sures + own)
+    tl.store(sures + own, sure)
+    now = PASS * lists + list_
     if chunk == 0:
-        after = state + (BYTE * lists + list_) * 2
-        tl.store(after, known.to(tl.int32, bitcast=True))
-        tl.store(after + 1, wanted)
-    item = chunk * CHUNK + tl.arange(0, CHUNK)
-    row = scores + list_.to(tl.int64) * size
-    key = _ordered(tl.load(row + item, item < size, float("-inf")))
-    histogram = _histogram(key, item < size, known, BYTE, CHUNK)
-    tl.store(histograms + BYTE % 2 * turn + own * 256 + tl.arange(0, 256), histogram)
+        tl.store(state + now * 2, known.to(tl.int32, bitcast=True))
+        tl.store(state + now * 2 + 1, wanted)
+
+    few += own * CHUNK
+    if PASS < GATHER:
+        histogram = _histogram(key, known, SHIFT, BITS)
+    else:
+        if PASS == GATHER:
+            tl.store(held + own, left)
+            if left > 0:
+                key = _keys(row, _by_words(first, CHUNK), first + CHUNK, size)
+                _gather(few, key, known, SHIFT + BITS)
+        elif left > 0:
+            left = tl.load(held + own)
+        histogram = _histogram_of_few(few, left, known, SHIFT, BITS)
+    digits = tl.arange(0, 1 << BITS)
+    many = tl.cumsum(histogram, reverse=True)
+    tl.store(at_least + PASS % 2 * turn + own * BINS + digits, many)
+    tl.atomic_add(totals + now * BINS + digits, many, many > 0, sem="relaxed")
 
 
 @triton.jit
@@ -207,8 +292,9 @@ def _place(
     chosen,
     seen,
     loaded,
-    histograms,
-    above,
+    at_least,
+    totals,
+    sures,
     state,
     size,
     most,
@@ -216,47 +302,41 @@ def _place(
     count_row,
     count_head,
     heads,
+    LAST: tl.constexpr,  # pass
+    BITS: tl.constexpr,  # of the last pass
     GROUP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """The chosen items of one chunk of a list."""
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     list_, lists = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    need = _need(counts, list_, count_row, count_head, heads, most, size)
-    before = state + (3 * lists + list_) * 2
-    last = histograms + (lists + list_) * chunks * 256
-    known = tl.load(before).to(tl.uint32, bitcast=True)
-    known, wanted, digit = _next(_total(last, chunks), known, tl.load(before + 1), 3)
-    sure = tl.full([], 0, tl.int32)
-    ties = tl.full([], 0, tl.int32)
-    earlier, bins = tl.arange(0, TILE), tl.arange(0, 256)
-    for at in range(0, chunk, TILE):
-        real = at + earlier < chunk
-        place = (at + earlier)[:, None] * 256 + bins[None, :]
-        histogram = tl.load(last + place, real[:, None], 0)
-        sure += tl.sum(tl.load(above + list_ * chunks + at + earlier, real, 0))
-        sure += tl.sum(tl.sum(tl.where((bins > digit)[None, :], histogram, 0), 1))
-        ties += tl.sum(tl.sum(tl.where((bins == digit)[None, :], histogram, 0), 1))
-    done = sure + tl.minimum(ties, wanted)
     first = chunk * CHUNK
-    item = first + tl.arange(0, CHUNK)
-    key = _ordered(tl.load(scores + list_ * size + item, item < size, float("-inf")))
+    key = _keys(scores + list_ * size, _by_words(first, CHUNK), first + CHUNK, size)
+    need = _need(counts, list_, count_row, count_head, heads, most, size)
+    before = LAST * lists + list_
+    known = tl.load(state + before * 2).to(tl.uint32, bitcast=True)
+    wanted = tl.load(state + before * 2 + 1)
+    total = tl.load(totals + before * BINS + tl.arange(0, 1 << BITS))
+    known, wanted, digit = _next(total, known, wanted, 0)
+    last = at_least + (LAST % 2 * lists + list_) * chunks * BINS
+    sure = tl.full([], 0, tl.int32)  # taken of earlier chunks
+    ties = tl.full([], 0, tl.int32)  # whose key is `known`
+    for at in range(0, chunk, TILE):
+        earlier = at + tl.arange(0, TILE)
+        real = earlier < chunk
+        one = last + earlier * BINS + digit
+        more = tl.where(digit + 1 < (1 << BITS), tl.load(one + 1, real, 0), 0)
+        sure += tl.sum(tl.load(sures + list_ * chunks + earlier, real, 0) + more)
+        ties += tl.sum(tl.load(one, real, 0) - more)
+    done = sure + tl.minimum(ties, wanted)
+    _, equal = _larger(last + chunk * BINS, digit, BITS)
+    allowed = tl.maximum(wanted - ties, 0)
     own, group = chosen + list_ * most, list_ // GROUP
-    _take(
-        key,
-        first,
-        item < size,
-        known,
-        wanted,
-        done,
-        ties,
-        need,
-        own,
-        seen + group * words,
-        loaded + group,
-        GROUP,
-        CHUNK,
-    )
+    seen += group * words
+    loaded += group
+    _take(key, first, known, allowed, equal, need - 1 - done, own, seen, loaded, GROUP, CHUNK)
+    if GROUP == 1:
+        tl.store(loaded, need.to(tl.int64), chunk == 0)
     _clear(own, need, most, first, chunks * CHUNK, CHUNK)
 
 
@@ -269,21 +349,26 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
     b, heads, size = scores.shape
     scores, device = scores.contiguous(), scores.device
     lists, group, words = b * heads, heads // kv_heads, -(-size // 32)
+    whole, chunks = size <= WHOLE, triton.cdiv(size, CHUNK)
     chosen = torch.empty(b, heads, most, dtype=torch.int64, device=device)
-    many = b * kv_heads * ((words if group > 1 else 0) + 2)
-    fresh = torch.zeros if group > 1 else torch.empty  # a single list's number is just stored
-    scratch = fresh(many, dtype=torch.int32, device=device)
-    loaded = scratch[: 2 * b * kv_heads].view(torch.int64).view(b, kv_heads)
-    seen = scratch[2 * b * kv_heads :]
+    named = b * kv_heads * words if group > 1 else 0
+    sums = 0 if whole else len(PASSES.value) * lists * BINS.value
+    fresh = torch.zeros if named + sums else torch.empty  # a single list's number is just stored
+    scratch = fresh(2 * b * kv_heads + sums + named, dtype=torch.int32, device=device)
+    loaded, totals, seen = scratch.split([2 * b * kv_heads, sums, named])
+    loaded = loaded.view(torch.int64).view(b, kv_heads)
+    out = (chosen, seen, loaded)
     asked = (counts.stride(0), counts.stride(1), heads)
-    chunks = triton.cdiv(size, CHUNK)
-    if chunks == 1:
+
+    def made(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=device)
+
+    if whole:
         chunk = max(256, triton.next_power_of_2(size))
-        warps = 4 if chunk <= 1024 else 8
-        out = (chosen, seen, loaded)
         _select[(lists,)](
             scores,
             counts,
+            made(lists, chunk),
             *out,
             size,
             most,
@@ -291,30 +376,46 @@ def select(scores: Tensor, counts: Tensor, most: int, kv_heads: int) -> tuple[Te
             *asked,
             GROUP=group,
             CHUNK=chunk,
-            num_warps=warps,
+            num_warps=4 if chunk <= 1024 else max(8, chunk // 512),
         )
         return chosen, loaded
-    histograms = torch.empty(2, lists, chunks, 256, dtype=torch.int32, device=device)
-    above = torch.empty(lists, chunks, dtype=torch.int32, device=device)
-    state = torch.empty(4, lists, 2, dtype=torch.int32, device=device)
-    found = (histograms, above, state)
-    for byte in range(4):
+
+    few, held, sures = made(lists, chunks, CHUNK), made(lists, chunks), made(lists, chunks)
+    at_least, state = made(2, lists, chunks, BINS.value), made(len(PASSES.value), lists, 2)
+    found = (at_least, totals, sures, state)
+    before = 0
+    for number, (shift, bits) in enumerate(PASSES.value):
         _count[(chunks, lists)](
-            scores, counts, *found, size, most, *asked, BYTE=byte, CHUNK=CHUNK, num_warps=8
+            scores,
+            counts,
+            few,
+            held,
+            *found,
+            size,
+            most,
+            *asked,
+            PASS=number,
+            SHIFT=shift,
+            BITS=bits,
+            BEFORE=before,
+            CHUNK=CHUNK,
+            num_warps=WARPS[number],
         )
+        before = bits
     _place[(chunks, lists)](
         scores,
         counts,
-        chosen,
-        seen,
-        loaded,
+        *out,
         *found,
         size,
         most,
         words,
         *asked,
+        LAST=number,
+        BITS=before,
         GROUP=group,
         CHUNK=CHUNK,
         num_warps=8,
+        maxnreg=64,  # for four programs at a time
     )
     return chosen, loaded

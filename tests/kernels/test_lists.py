@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 import triton_cases
+from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton")
 
@@ -20,13 +22,14 @@ PAGE = 16
 
 @dataclass(frozen=True)
 class Best:
-    """size items a list, of which at most `most` are asked for."""
+    """size items a list, of which at most `most` are asked for; scores of a kind in `KINDS`."""
 
     rows: int
     group: int  # lists of a KV head
     kv_heads: int
     size: int
     most: int
+    kind: str = "mixed"
 
     def __str__(self) -> str:
         return "best-" + "-".join(map(str, vars(self).values()))
@@ -50,24 +53,69 @@ BEST = [
     Best(1, 2, 1, 70000, 500),
     Best(2, 4, 1, 33, 33),
     Best(1, 2, 1, 1, 1),
+    Best(1, 1, 2, 4096, 4096),
+    Best(1, 2, 1, 8192, 1600),  # one chunk
+    Best(1, 2, 1, 8193, 8193),  # several, of which the last has one item, all, or all but one
+    Best(1, 1, 2, 12288, 2500),
+    Best(1, 1, 2, 12287, 12287),
+    Best(1, 1, 2, 3000, 1000, "near"),
+    Best(1, 2, 1, 300, 100, "equal"),
+    Best(1, 2, 1, 9000, 5000, "equal"),  # all are gathered, and chosen by their numbers
+    Best(1, 1, 3, 9000, 3000, "few"),
+    Best(1, 1, 3, 9000, 9000, "few"),
+    Best(1, 2, 1, 9000, 3000, "near"),
+    Best(1, 1, 2, 9000, 6000, "zeros"),
+    Best(1, 2, 1, 13000, 5000, "steps"),  # no item of most chunks is like the last one chosen
+    Best(1, 1, 2, 13000, 3000, "negative"),
 ]
 SCORES = [Scores(2, 3, 64), Scores(1, 4, 24), Scores(2, 1, 128), Scores(1, 2, 32, "float16")]
 LARGE = Best(3, 4, 8, 131072, 6000)  # on a card only
 BUILT = [Scores(3, 3, 64, "bfloat16"), Scores(8, 4, 128, "bfloat16")]
 
 
-def lists(case: Best, device: str):
-    """Scores full of ties, infinities and both zeros, and counts down to nothing."""
-    draw = torch.Generator(device).manual_seed(0)
-    heads = case.kv_heads * case.group
-    scores = torch.randn(case.rows, heads, case.size, generator=draw, device=device)
+def mixed(scores: Tensor) -> None:
+    """Full of ties, infinities and both zeros."""
+    size = scores.shape[-1]
     scores[..., ::7] = 0.5
     scores[..., 1::9] = 0.0
     scores[..., 2::9] = -0.0
-    scores[..., case.size - case.size // 9 :] = -torch.inf
-    scores[:, 0, case.size // 2] = torch.inf
+    scores[..., size - size // 9 :] = -torch.inf
+    scores[:, 0, size // 2] = torch.inf
+
+
+def few(scores: Tensor) -> None:
+    """All but some -inf."""
+    item = torch.arange(scores.shape[-1], device=scores.device)
+    scores.masked_fill_(item % 11 > 0, -torch.inf)
+
+
+def steps(scores: Tensor) -> None:
+    """Chunk by chunk another power of two, the least first and the largest in the middle."""
+    chunk = torch.arange(scores.shape[-1], device=scores.device) // select_module.CHUNK
+    scores.copy_((2.0 ** -(chunk - 2).abs()) * (1 + scores.sigmoid() / 2))
+
+
+KINDS: dict[str, Callable[[Tensor], object]] = {
+    "mixed": mixed,
+    "few": few,
+    "steps": steps,
+    "equal": lambda scores: scores.fill_(-3.25),
+    "near": lambda scores: scores.mul_(1e-4).add_(100),  # alike in many bits
+    "zeros": lambda scores: scores.mul_(0.0),  # of both signs
+    "negative": lambda scores: scores.abs_().neg_(),
+}
+
+
+def lists(case: Best, device: str):
+    """Scores of the case's kind, and counts from nothing to all that is asked for."""
+    draw = torch.Generator(device).manual_seed(0)
+    heads = case.kv_heads * case.group
+    scores = torch.randn(case.rows, heads, case.size, generator=draw, device=device)
+    KINDS[case.kind](scores)
     shape = (case.rows, heads)
-    return scores, torch.randint(case.most + 1, shape, generator=draw, device=device)
+    counts = torch.randint(case.most + 1, shape, generator=draw, device=device)
+    counts[0, 0], counts[-1, -1] = 0, case.most
+    return scores, counts
 
 
 def wrong_choice(case: Best, device: str = "cpu") -> str | None:

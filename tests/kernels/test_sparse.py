@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -277,7 +278,7 @@ def wrong_evictions(case: Evict, device: str = "cpu") -> str | None:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of r of the d channels; lens up to size."""
+    """Labels of r of the d channels; lens up to size; about so many programs, if not the usual."""
 
     kv_heads: int
     group: int
@@ -286,6 +287,7 @@ class Labels:
     bits: int
     size: int
     dtype: str = "float32"
+    programs: int = 0
 
     def __str__(self) -> str:
         return "labels-" + "-".join(map(str, vars(self).values()))
@@ -299,6 +301,11 @@ LABELS = [
     Labels(2, 3, 64, 32, 16, 300),
     Labels(1, 4, 40, 10, 16, 140, "float16"),
     Labels(1, 4, 64, 32, 4, 140, "float16"),
+    Labels(1, 9, 16, 4, 2, 70),  # a byte a label
+    Labels(1, 4, 128, 64, 4, 140),  # more than the four words that are multiplied together
+    Labels(1, 2, 64, 64, 8, 140),
+    Labels(2, 2, 128, 64, 2, 600, "float16", 9),  # programs of several tiles, the last with fewer
+    Labels(1, 2, 32, 16, 16, 600, "float32", 4),
 ]
 
 
@@ -332,8 +339,9 @@ def parts_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scored(case: Labels, q, channels, labels, keys, table, lens) -> Tensor:
-    cache = keys, table, lens
-    return labels_module.label_scores(q, channels, labels, case.bits, *cache, 0.3, case.size)
+    given = q, channels, labels, case.bits, keys, table, lens, 0.3, case.size
+    with patch.object(labels_module, "PROGRAMS", case.programs or labels_module.PROGRAMS):
+        return labels_module.label_scores(*given)
 
 
 def wrong_labels(case: Labels, device: str = "cpu") -> str | None:
