@@ -286,7 +286,7 @@ def run(args: argparse.Namespace) -> int:
     config = configure(args.options)
     from macbench import store
     from macbench.progress import Progress
-    from macbench.run import run as run_all
+    from macbench.run.run import run as run_all
     from macbench.tables import report
 
     progress = Progress()

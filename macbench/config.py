@@ -34,7 +34,7 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What `macbench.run.run` runs: tasks x lengths x cells of one model."""
+    """What `macbench.run.run.run` runs: tasks x lengths x cells of one model."""
 
     model: dict[str, Any]  # the fields of macbench.models.Source
     tasks: list[str]

@@ -9,7 +9,7 @@ from itertools import product
 
 from macbench.config import configure
 from macbench.experiments.findings import BUDGETS, SETS, runs
-from macbench.experiments.findings.__main__ import launch
+from macbench.experiments.findings.__main__ import launch, visible
 from macbench.tasks import expand
 
 
@@ -45,6 +45,8 @@ def test_gpus_are_those_that_may_be_used_in_turn(tmp_path, monkeypatch):
     assert launch(wanted, tmp_path, 2, time.monotonic() + 60) == 0
     told = [(tmp_path / "logs" / f"a-{i}.txt").read_text() for i in range(4)]
     assert told == ["3\n", "5\n", "3\n", "5\n"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible() == [""]  # hidden stays hidden
 
 
 def test_what_does_not_fit_in_the_time_is_stopped(tmp_path):

@@ -65,8 +65,9 @@ def runs(out: Path, samples: int, length: str) -> dict[str, list[str]]:
 
 def main(out: Path, samples: int, length: str, progress: Progress) -> int:
     """Run what is missing, print the table and draw the figures. Returns the exit code."""
-    from macbench import plots, run, store
+    from macbench import plots, store
     from macbench.config import configure
+    from macbench.run.run import run
     from macbench.tables import report
 
     asked = runs(out, samples, length)
@@ -75,7 +76,7 @@ def main(out: Path, samples: int, length: str, progress: Progress) -> int:
     for number, (name, config) in enumerate(configs.items(), 1):
         command = f"macbench run {' '.join(asked[name])}"
         print(f"{number} of {len(configs)}, {name}: {command}", flush=True)
-        code = max(code, run.run(config, progress, sharing=False))
+        code = max(code, run(config, progress, sharing=False))
     print(f"\n{report.table(store.read(out), 'text')}")
     print(
         f"MAC's K and r are scaled to short prompts. Answers are cut at {ANSWER} tokens (RULER "

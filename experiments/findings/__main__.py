@@ -78,7 +78,9 @@ def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float
 def visible() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [*map(str, range(max(torch.cuda.device_count(), 1)))]
+    if named is None:
+        return [*map(str, range(max(torch.cuda.device_count(), 1)))]
+    return named.split(",")
 
 
 def start(command: list[str], card: str, log: IO[str]) -> subprocess.Popen:

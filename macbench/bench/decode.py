@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -20,6 +21,7 @@ from macbench.bench.attention import (
 )
 from macbench.checks import check_types
 from macbench.errors import MacbenchError, nearest
+from macbench.measure.latency.record import key_of
 
 if TYPE_CHECKING:
     from macbench.bench.time_decode import Timed, Timer
@@ -132,8 +134,9 @@ def decode(words: Sequence[str]) -> int:
         rows[tuple(row[key] for key in book.key)] = row
         say(_line(row))
         if told:
-            parts += [{key: row[key] for key in book.key} | part for part in told]
-            pd.DataFrame(parts).round(2).to_csv(beside, index=False, lineterminator="\n")
+            mine = [{key: row[key] for key in book.key} | part for part in told]
+            parts += mine
+            keep_launches(beside, mine, book.key)
     print(table(book.find(rows.values())))
     if parts:
         print(launch_table(parts))
@@ -409,12 +412,21 @@ def table(rows: pd.DataFrame) -> str:
     return draw(cells, _HEADER, lines, NOTES)
 
 
+def keep_launches(path: Path, parts: Sequence[dict[str, Any]], key: Sequence[str]) -> None:
+    """Add a step's launches to a file, in place of older ones of the same step."""
+    new = pd.DataFrame(parts).round(2)
+    if path.exists():
+        old = pd.read_csv(path)
+        same = (old[[*key]].astype(str) == new.loc[0, [*key]].astype(str)).all(axis=1)
+        new = pd.concat([old[~same], new])
+    new.to_csv(path, index=False, lineterminator="\n")
+
+
 def launch_table(parts: Sequence[dict[str, Any]]) -> str:
     """The longest launches of every step, for reading."""
     header = ("model", "length", "batch", "method", "launch", "a step", "us a step")
     cells = []
-    about = ("model", "length", "batch", "method", "around", "fused")
-    for _, found in pd.DataFrame(parts).groupby([*about], sort=False):
+    for _, found in pd.DataFrame(parts).groupby(key_of(COLUMNS), sort=False):
         for part in found.head(LONGEST).to_dict("records"):
             cell = {key: str(part[key]) for key in header[:4]} | {"launch": part["launch"][:60]}
             cell |= {"a step": f"{part['a_step']:.4g}", "us a step": f"{part['us_step']:.1f}"}

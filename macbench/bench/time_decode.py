@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from macbench.attention.base import Geometry, Method, Prompt
+from macbench.bench.launches import launches
 from macbench.engine.backend import resolve
 from macbench.engine.cache import PagedCache
 from macbench.engine.decode import Rows, build, graph, views
 from macbench.engine.sampling import Decoding
 from macbench.kernels.paged import PAGE
-from macbench.measure.latency.launches import launches
 from macbench.measure.trace import Trace
 from macbench.models import compiled
 

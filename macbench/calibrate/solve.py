@@ -197,8 +197,8 @@ def mac_solver(asked: Asked, held: HeldOut) -> Callable[[float], Proposal | None
 
 
 def _proposal(knobs: dict[str, Any], choice: Choice) -> Proposal:
-    mean = " (mean)" if isinstance(choice.tau, list) else ""
-    told = f"K={choice.ring} tau={choice.strictness:.4f}{mean}"
+    many = " (mean)" if isinstance(choice.tau, list) else ""
+    told = f"K={choice.ring} tau={choice.strictness:.4f}{many}"
     solved = {**knobs, "tau": choice.tau, "K": choice.ring}
     return Proposal(solved, choice.predicted, told)
 

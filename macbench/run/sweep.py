@@ -44,7 +44,7 @@ def _job(cfg: Any) -> None:
     """One job, in whatever process the launcher chose."""
     from hydra.core.hydra_config import HydraConfig
 
-    from macbench.run import run
+    from macbench.run.run import run
 
     words = list(HydraConfig.get().overrides.task)
     values: Any = OmegaConf.to_container(cfg, resolve=True)

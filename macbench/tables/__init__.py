@@ -1,1 +1,1 @@
-"""What results say, drawn: tables as text, markdown, LaTeX and CSV."""
+"""What results say, as tables: text, markdown, LaTeX and CSV."""

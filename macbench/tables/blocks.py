@@ -114,6 +114,7 @@ class Block:
     notes: list[str] = field(default_factory=list)
     grids: list[Grid] | None = None  # what to draw instead of what the lines say
     against: str = FULL  # the method that the others are tested against
+    reuse: pd.DataFrame = field(default_factory=pd.DataFrame)  # of MAC by method and layer
 
 
 def summarise(results: Results, against: str = FULL) -> list[Block]:
@@ -174,10 +175,13 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
     newest = version == version.groupby(cells["task"]).transform("max")
     older, cells = int((~newest).sum()), cells[newest]
     samples = samples[samples["cell"].isin(cells.index)]
-    reuse = acceptance(layers[layers["cell"].isin(cells.index)], by=["row", "task"])
+    layers = layers[layers["cell"].isin(cells.index)]
+    reuse = acceptance(layers, by=["row", "task"])
     accepted = {} if reuse.empty else reuse["acceptance"].to_dict()
     rows = {str(key): group for key, group in cells.groupby("row")}
     labels = _labels(rows)
+    layers = layers.assign(method=layers["row"].map(labels))
+    by_layer = acceptance(layers, by=["method", "layer", "task"])
     passes = {
         key: group["identity"].iloc[0]["method"]["knobs"].get("passes", 1)
         for key, group in rows.items()
@@ -231,6 +235,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
         lines=lines,
         noise=noise,
         against=against,
+        reuse=by_layer if by_layer.empty else by_layer.groupby(["method", "layer"]).mean(),
     )
     block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
     resumed = samples.loc[samples["resumed"].notna(), "cell"]

@@ -48,7 +48,7 @@ def table(
     if bandwidth is not None and bandwidth <= 0:
         raise MacbenchError(f"--bandwidth {bandwidth / 1e9:g}: give GB/s above 0.")
     blocks = summarise(results, against)
-    labels = [line.label for block in blocks for line in block.lines]
+    labels = [*dict.fromkeys(line.label for block in blocks for line in block.lines)]
     if against not in {FULL, *labels}:
         raise MacbenchError(f"--against '{against}' is no row here: {nearest(against, labels)}")
     margins = [margin or MARGINS.get(block.family, MARGIN) for block in blocks]

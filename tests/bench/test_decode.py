@@ -13,7 +13,7 @@ from macbench.bench.decode import COLUMNS, configure, table
 from macbench.cli import main
 from macbench.errors import MacbenchError
 from macbench.measure.latency.floor import Machine
-from macbench.measure.latency.record import Record, read
+from macbench.measure.latency.record import Record, key_of, read
 from macbench.measure.trace import Trace
 from macbench.models import Model, Source, compiled, load
 
@@ -223,9 +223,19 @@ def test_the_launches_of_a_step():
         assert after["us_median"] == late  # this timer counts steps
         assert (after["n"], after["rows"]) == (before["n"], before["rows"])
     assert told[0]["cache_bytes"] == plain[0]["cache_bytes"]
-    about = dict.fromkeys(("model", "length", "batch", "method", "around", "fused"), 1)
+    about = dict.fromkeys(key_of(COLUMNS), 1)
     text = bench_decode.launch_table([about | part for part in full.values()])
     assert times[0] == full[next(iter(full))]["us_step"] and f"{times[0]:.1f}" in text
+
+
+def test_the_file_of_launches_keeps_other_steps(tmp_path):
+    path, key = tmp_path / "x_launches.csv", ["model", "batch"]
+    one = {"model": "m", "batch": 1, "launch": "a", "us_step": 2.0}
+    bench_decode.keep_launches(path, [one, one | {"launch": "b"}], key)
+    bench_decode.keep_launches(path, [one | {"batch": 8}], key)
+    bench_decode.keep_launches(path, [one | {"us_step": 3.0}], key)  # again: `b` is gone
+    held = pd.read_csv(path)
+    assert held[["batch", "launch", "us_step"]].values.tolist() == [[8, "a", 2.0], [1, "a", 3.0]]
 
 
 def test_a_step_that_disagrees_holds_no_time(monkeypatch):

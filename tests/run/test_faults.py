@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from macbench import run
 from macbench.cli import main
+from macbench.run import run
 
 TASK = ["task=ruler/niah_single_1", "length=512", "max_new=6", "limit=6"]
 CELLS = ["method=[full,mac,random]", "mac.K=32", "mac.r=8", "random.tokens=0.3"]

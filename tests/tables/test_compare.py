@@ -14,6 +14,7 @@ from scipy import stats as scipy_stats
 from macbench import store
 from macbench.cli import main
 from macbench.errors import MacbenchError
+from macbench.tables.blocks import summarise
 from macbench.tables.compare import table
 
 N = 40
@@ -241,10 +242,17 @@ def test_against_another_row_every_row_is_paired_with_that_one(out):
     assert grid(text, "vs")["full"] and "not worse than quest budget=0.1 by more than" in text
     assert "look for a bug" not in text  # only of what beats full attention
 
+    (block,) = summarise(store.read(out), against="quest budget=0.1")
+    same = {line.label: line.same for line in block.lines}
+    assert same["full"] is None and same["mac tau=0.45"] == 1  # of full attention's answers, ever
+
 
 def test_against_a_row_that_is_not_there(out, capsys):
+    write(out, "full", {"passes": 1}, FULL, length=4096)  # a second block
     assert main(["compare", str(out), "--against", "quest budget=0.11"]) == 2
     assert "did you mean 'quest budget=0.1'?" in capsys.readouterr().err
+    assert main(["compare", str(out), "--against", "nothing like it"]) == 2
+    assert capsys.readouterr().err.count("full") == 1
 
 
 def test_without_full_attention_there_are_no_tests_and_it_is_said(tmp_path):

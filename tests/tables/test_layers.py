@@ -27,6 +27,21 @@ def test_tasks_weigh_the_same_however_many_samples_they_have(tmp_path):
     assert float(row["acceptance"]) == pytest.approx((1 / 4 + 1) / 2)
 
 
+def test_runs_under_other_conditions_are_not_pooled(tmp_path, tiny, capsys):
+    """The question held back, or not."""
+    words = ["task=ruler/niah_single_1", "length=512", "max_new=8", "limit=1", "method=mac"]
+    words += ["mac.tau=0.96", "mac.K=32", "mac.r=16"]
+    for hold in ("0", "question"):
+        assert cli.main(["run", *tiny, *words, f"hold={hold}", f"out={tmp_path}"]) == 0
+    found = tidy(tmp_path)
+    assert [(row["hold"], row["layer"]) for row in found] == [
+        ("0", "0"),
+        ("0", "1"),
+        ("question", "0"),
+        ("question", "1"),
+    ]
+
+
 def test_a_run_layer_by_layer(tiny, tmp_path, capsys):
     """Over layers the means of the run's own table, where there is one task."""
     words = ["task=ruler/niah_single_1", "length=512", "max_new=8", "limit=2"]
