@@ -25,7 +25,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 CHUNK = 32  # packed tokens that a program of `attend`, mostly one warp, takes at a time
 PROGRAMS = 1584  # of `attend`, about, if lists are few: 12 fit a multiprocessor of a large card
 REGISTERS = 168  # of a thread, for that
-TOKENS = 256  # of a program of `logits`
+TOKENS, TOKENS_WIDE = 256, 64  # of a program of `logits`; of its products in fp32
 PARTIALS = 32  # merged at a time
 
 Parts = tuple[Tensor, Tensor, Tensor]  # codes, scale, low of one layer
@@ -291,7 +291,9 @@ def logits(
         heads, most = pages.shape[1:]
         size = most * PAGE
     scores = torch.empty(b, q_heads, size, dtype=torch.float32, device=q.device)
-    _logits[(triton.cdiv(size, TOKENS), b * heads)](
+    is_wide = q.dtype == torch.float32
+    tokens = TOKENS_WIDE if is_wide else TOKENS
+    _logits[(triton.cdiv(size, tokens), b * heads)](
         q.contiguous(),
         codes,
         scale,
@@ -313,9 +315,10 @@ def logits(
         BITS=bits,
         LISTED=pages is not None,
         PAGE=PAGE,
-        TOKENS=TOKENS,
+        TOKENS=tokens,
         Q=tile_of(q_heads // heads),
-        WIDE=q.dtype == torch.float32,
+        WIDE=is_wide,
+        num_warps=8 if is_wide else 4,
     )
     return scores
 

@@ -428,6 +428,11 @@ def build() -> None:
             pack_module.token(given.v, *rows, values, bits, 128)
         built = [triton_cases.build(*launch) for launch in launches]
         triton_cases.report(bits, all(triton_cases.fits(each, 2) for each in built))
+    given = Given(Shape(4, 1, 12, 256, 32, (300, 128), 128, "float32"), "cpu")
+    with triton_cases.recorded((packed_module, "_logits")) as launches:
+        packed_module.logits(given.q, given.packed((1, 256)).layer(0), 4, given.lens, 0.1, 300)
+    built = [triton_cases.build(*launch) for launch in launches]
+    triton_cases.report("wide", all(triton_cases.fits(each, 1) for each in built))
     kernels = [(nucleus_module, name) for name in ("_mass", "_nucleus")]
     with triton_cases.recorded((probability_module, "_masses"), *kernels) as launches:
         pages = torch.empty(1, 9, 512, dtype=torch.int64, device="meta")
@@ -453,7 +458,7 @@ def test_kernels_equal_the_torch_code(interpreted, case):
 
 
 def test_the_kernels_compile_for_a_card(tmp_path):
-    names = [*(str(case[-1]) for case in BUILT), "nucleus"]
+    names = [*(str(case[-1]) for case in BUILT), "wide", "nucleus"]
     assert triton_cases.compiled(__file__, tmp_path) == dict.fromkeys(names, True)
 
 
