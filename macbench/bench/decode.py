@@ -214,7 +214,7 @@ def measure(
     capture: Callable | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows as they are made; a row comes again with what transformers took, once that is known."""
-    from macbench.bench.time_decode import release
+    from macbench.engine.memory import release
     from macbench.models import Source, load
 
     for name, dtype in dict.fromkeys((v.model, v.dtype) for v in plan.values):
@@ -229,9 +229,8 @@ def measure(
                 yield row
         if plan.settings.peer == "transformers":
             yield from _beside_peer(plan, mine, rows, model, timer, say)
-        device = model.geometry.device
         del model
-        release(device)
+        release()
 
 
 def _decodes(
@@ -247,7 +246,8 @@ def _decodes(
     import torch
 
     from macbench.attention import create
-    from macbench.bench.time_decode import Case, release
+    from macbench.bench.time_decode import Case
+    from macbench.engine.memory import release
     from macbench.models.adapter import fuse
 
     settings = plan.settings
@@ -275,7 +275,7 @@ def _decodes(
             say(f"{_title(row)}: skipped, it does not fit in the GPU's memory.")
             continue
         finally:
-            release(model.geometry.device)
+            release()
         row |= {"weights": model.weights, "device": machine.device}
         row |= {"bandwidth_gbs": machine.bandwidth / 1000}
         if label == MIXED:
@@ -315,6 +315,7 @@ def _one(
 ) -> dict[str, Any]:
     """The measured columns of one batch; a row that is wrong holds no time."""
     from macbench.bench import time_decode as td
+    from macbench.engine.memory import release
 
     capture = capture or td.graph
     bed = td.make_bed(model, case, len(methods))
@@ -331,7 +332,7 @@ def _one(
         row |= {"launches": timed.launches}
     del timed
     if rest:
-        td.release(model.geometry.device)
+        release()
         passing: list = [td.PassThrough() for _ in methods]
         left = td.spread(td.time_step(bed, passing, timer, capture).times)["us_median"]
         attention = row["us_median"] - left
@@ -366,8 +367,8 @@ def _beside_peer(
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """The same rows with what transformers took for that length and batch."""
-    from macbench.bench.time_decode import release
     from macbench.bench.time_peer import time_peer
+    from macbench.engine.memory import release
 
     for length, batch in dict.fromkeys((v.length, v.batch) for v in values):
         mine = [r for r in rows if (r["length"], r["batch"]) == (length, batch)]
@@ -376,7 +377,7 @@ def _beside_peer(
             continue
         assert isinstance(length, int)
         found = time_peer(model, length, batch, plan.settings.replays, timer, say)
-        release(model.geometry.device)
+        release()
         if found:
             about, times = found
             took = sorted(times)[len(times) // 2]

@@ -8,7 +8,6 @@ on from token to token as a real decode does; how often MAC hits is measured on 
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -274,10 +273,3 @@ def spread(times: Sequence[float], prefix: str = "us") -> Row:
         f"{prefix}_p10": ordered[round(0.1 * last)],
         f"{prefix}_p90": ordered[round(0.9 * last)],
     }
-
-
-def release(device: torch.device) -> None:
-    """Memory of what is no longer referred to, graphs included, back to the card."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

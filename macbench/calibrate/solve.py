@@ -109,7 +109,6 @@ class HeldOut:
     config: RunConfig
     model: Model
     groups: list[Group]
-    backend: str
     progress: Progress
 
     def decode(self, make: Callable[[Group], Method]) -> Iterator[tuple[str, Method, list[Answer]]]:
@@ -120,9 +119,7 @@ class HeldOut:
             for at in range(0, len(group.requests), self.config.block):
                 requests = group.requests[at : at + self.config.block]
                 method = make(group)
-                engine = make_engine(
-                    self.config, self.model, group, [method], len(requests), self.backend
-                )
+                engine = make_engine(group, [method], len(requests))
                 (answers,) = engine.run(requests)
                 self.progress.advance(len(requests))
                 yield group.task_name, method, answers
@@ -245,11 +242,11 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
     saved.check_writable(asked.out)
     model = load(Source(**config.model))
     check_text(model)
-    backend = resolve(config.backend, pick_device(Source(**config.model).device))
+    resolve(config.backend, pick_device(Source(**config.model).device))
     groups = list(make_groups(config, model, progress))
     if not groups:
         raise MacbenchError("none of these tasks can be made at this length; ask for a longer one.")
-    held, name = HeldOut(config, model, groups, backend, progress), config.cells[0].name
+    held, name = HeldOut(config, model, groups, progress), config.cells[0].name
     knobs = config.cells[0].knobs
     knob = "budget" if name == "mac" else _knob(knobs)
     assert knob is not None  # `read_words` has seen to it

@@ -13,7 +13,6 @@ from macbench.attention.base import Geometry, Lists
 from macbench.errors import MacbenchError
 from macbench.kernels.paged import PAGE
 
-BACKENDS = ("auto", "torch", "triton", "flashinfer")
 SPACE = 128 * 2**20  # bytes of FlashInfer's scratch, as it recommends
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from macbench.attention import Method
 from macbench.engine import Answer, Engine, Request
 from macbench.run.cells import Cells
-from macbench.run.groups import make_engine, prompt_sha, request
+from macbench.run.groups import Group, make_engine, prompt_sha, request
 from macbench.run.resume import join, loaded, rest, saved
 from macbench.run.rows import make_row, written
 
@@ -18,28 +18,29 @@ from macbench.run.rows import make_row, written
 def answer(cells: Cells, block: range, engine: Engine, sharing: bool) -> None:
     """Answer a block and store what was answered. Long answers are also saved every `checkpoint`
     steps while they grow."""
-    config, totals = cells.config, cells.totals
-    requests = [cells.group.requests[i] for i in block]
+    group, totals = cells.group, cells.totals
+    requests = [group.requests[i] for i in block]
     everyone = range(len(cells.methods))
     keep_all = partial(keep, cells, block, everyone, engine.resident)
-    answers = engine.run(requests, config.checkpoint if long(cells, requests) else 0, keep_all)
+    every = group.config.checkpoint if long(group, requests) else 0
+    answers = engine.run(requests, every, keep_all)
     totals.repeat_mismatch += differing(cells, block, answers)
     keep_all(answers)
     totals.count(answers)
-    on_cpu = cells.model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
+    on_cpu = group.model.geometry.device.type == "cpu"  # a card: `macbench bench decode`
     if sharing and not totals.sharing and len(cells.methods) > 1 and on_cpu:
         totals.sharing = engine.sharing(requests)
 
 
-def long(cells: Cells, requests: Sequence[Request]) -> bool:
+def long(group: Group, requests: Sequence[Request]) -> bool:
     """Whether a block's answers are saved while they are written."""
-    return 0 < cells.config.checkpoint < max(r.max_new for r in requests)
+    return 0 < group.config.checkpoint < max(r.max_new for r in requests)
 
 
 def cut_off(cells: Cells, block: range) -> bool:
     """Whether a block's answers were saved and not finished."""
     group = cells.group
-    if not long(cells, [group.requests[i] for i in block]):
+    if not long(group, [group.requests[i] for i in block]):
         return False
     return any(group.samples[i].index in cell.partial for i in block for cell in cells.folders)
 
@@ -56,15 +57,13 @@ def go_on(cells: Cells, block: range, m: int) -> None:
     ]
     requests = [rest(group.requests[i], b) for i, b in zip(left, before, strict=True)]
     made = max(r.made for r in requests)
-    own = [cells.methods[m]]
-    backend = cells.totals.backend
-    engine = make_engine(cells.config, cells.model, group, own, len(left), backend, made)
+    engine = make_engine(group, [cells.methods[m]], len(left), made)
 
     def keep_whole(answers: list[list[Answer]]) -> None:
         whole = [join(b, a) for b, a in zip(before, answers[0], strict=True)]
         keep(cells, left, [m], engine.resident, [whole])
 
-    answers = engine.run(requests, cells.config.checkpoint, keep_whole)
+    answers = engine.run(requests, group.config.checkpoint, keep_whole)
     cells.totals.count(answers)
     keep_whole(answers)
 
@@ -78,7 +77,7 @@ def differing(cells: Cells, block: Sequence[int], answers: list[list[Answer]]) -
             old = cell.rows.get(sample.index)
             if old is not None:
                 before = old["extra"].get("first", old)["output"]
-                found += before != written(cells.model, sample, answer)
+                found += before != written(cells.group.model, sample, answer)
     return found
 
 
@@ -96,7 +95,7 @@ def keep(
         cell, method, growing = cells.folders[m], cells.methods[m], []
         lacking = [i for i in block if group.samples[i].index not in cell.rows]
         ended = {i: a for i, a in zip(block, said, strict=True) if i in lacking and a.stopped}
-        second = ask_again(cells, method, ended)
+        second = ask_again(group, method, ended)
         for slot, i in enumerate(block):
             sample, answer = group.samples[i], said[slot]
             if i not in lacking:
@@ -104,18 +103,18 @@ def keep(
             if not answer.stopped:
                 growing.append(saved(sample.index, prompt_sha(group.requests[i]), answer))
                 continue
-            row = make_row(cells.config, cells.model, group, i, method, held, slot, answer)
+            row = make_row(group, i, method, held, slot, answer)
             row |= second.get(i, {})
             cell.append(row, {"index": sample.index, "id": sample.id, **answer.reads})
         cell.save_partial(growing)
 
 
-def ask_again(cells: Cells, method: Method, ended: dict[int, Answer]) -> dict[int, dict[str, Any]]:
+def ask_again(group: Group, method: Method, ended: dict[int, Answer]) -> dict[int, dict[str, Any]]:
     """What the second answers change in the rows of a task that asks twice (`follow_up`).
 
     What a row has read is that of its first answer, over the long prompt.
     """
-    config, model, group = cells.config, cells.model, cells.group
+    model = group.model
     if not hasattr(group.task, "follow_up"):
         return {}
     said = {i: written(model, group.samples[i], answer) for i, answer in ended.items()}
@@ -124,9 +123,9 @@ def ask_again(cells: Cells, method: Method, ended: dict[int, Answer]) -> dict[in
     if not asked:
         return {}
     samples, name = [*asked.values()], f"{group.task_name}/second"
-    requests = [request(config, model, name, sample) for sample in samples]
+    requests = [request(group.config, model, name, sample) for sample in samples]
     small = replace(group, samples=samples, requests=requests)
-    engine = make_engine(config, model, small, [replace(method)], len(samples), config.backend)  # type: ignore[type-var]
+    engine = make_engine(small, [replace(method)], len(samples))  # type: ignore[type-var]
     rows = {}
     for (i, sample), answer in zip(asked.items(), engine.run(requests)[0], strict=True):
         output, first = written(model, sample, answer), ended[i]

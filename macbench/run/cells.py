@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from macbench.attention import Geometry, Method, create
 from macbench.errors import MacbenchError
-from macbench.models import Model
 from macbench.run.groups import Group, prompt_sha
 from macbench.run.rows import describe, identify
 from macbench.run.totals import Totals
 from macbench.store.cell import Cell, cell_name, open_cell
 
 if TYPE_CHECKING:
-    from macbench.config import MethodSpec, RunConfig
+    from macbench.config import MethodSpec
     from macbench.progress import Progress
 
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 class Cells:
     """A group with its methods and their folders, in one order, and what it adds up to."""
 
-    config: RunConfig
-    model: Model
     group: Group
     totals: Totals
     methods: list[Method] = field(default_factory=list)
@@ -36,24 +33,17 @@ class Cells:
         return all(index in cell.rows for index in indices for cell in self.folders)
 
 
-def open_cells(
-    stack: ExitStack,
-    config: RunConfig,
-    model: Model,
-    group: Group,
-    totals: Totals,
-    progress: Progress,
-) -> Cells:
+def open_cells(stack: ExitStack, group: Group, totals: Totals, progress: Progress) -> Cells:
     """The folders stay locked until the stack is left."""
-    cells = Cells(config, model, group, totals)
+    cells, config, model = Cells(group, totals), group.config, group.model
     for spec in config.cells:
         method, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
         if method in cells.methods:  # such as two budgets below a floor, which `run` has said
             if floor is None:
                 progress.note(f"{spec.label} is the same as a method before it; it runs once.")
             continue
-        identity = identify(config, model, group, spec, method)
-        about = describe(config, model, group, spec, floor)
+        identity = identify(group, spec, method)
+        about = describe(group, spec, floor)
         name = cell_name([model.name, group.task_name, str(group.length), spec.label], identity)
         folder = stack.enter_context(open_cell(config.out, name, identity, about))
         cells.methods.append(method)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Group:
     """Cells that share model, task and length: one prefill per sample."""
 
+    config: RunConfig
+    model: Model
     task: Task
     task_name: str
     length: int
@@ -61,7 +63,7 @@ def make_groups(config: RunConfig, model: Model, progress: Progress) -> Iterator
                 progress.note(f"skipped {name} at {length}: {error}")
                 continue
             requests = [request(config, model, name, sample) for sample in samples]
-            yield Group(task, name, length, samples, requests)
+            yield Group(config, model, task, name, length, samples, requests)
 
 
 def request(config: RunConfig, model: Model, task: str, sample: Sample) -> Request:
@@ -96,31 +98,23 @@ def prompt_sha(request: Request) -> str:
     return hashlib.sha256(json.dumps(request.tokens).encode()).hexdigest()[:16]
 
 
-def decoding(config: RunConfig, task: Task) -> dict[str, Any]:
+def decoding(group: Group) -> dict[str, Any]:
     """How answers are decoded: as asked, else as the task was published."""
-    published = {**asdict(Decoding()), **getattr(task, "decoding", {})}
-    return {key: published[key] if v is None else v for key, v in config.decoding.items()}
+    published = {**asdict(Decoding()), **getattr(group.task, "decoding", {})}
+    return {key: published[key] if v is None else v for key, v in group.config.decoding.items()}
 
 
-def make_engine(
-    config: RunConfig,
-    model: Model,
-    group: Group,
-    methods: Sequence[Method],
-    slots: int,
-    backend: str,
-    made: int = 0,
-) -> Engine:
+def make_engine(group: Group, methods: Sequence[Method], slots: int, made: int = 0) -> Engine:
     """made: tokens of an answer that its request's prompt holds already, at most."""
     return Engine(
-        model,
+        group.model,
         methods,
         slots=slots,
         max_prompt=max(len(r.tokens) for r in group.requests),
         max_new=max(r.max_new for r in group.requests),
         max_hold=max(r.hold for r in group.requests),
-        decoding=Decoding(**decoding(config, group.task)),
-        backend=backend,
+        decoding=Decoding(**decoding(group)),
+        backend=group.config.backend,
         max_made=made,
-        audit=config.audit,
+        audit=group.config.audit,
     )

@@ -14,15 +14,14 @@ from macbench.run.groups import Group, decoding, prompt_sha
 from macbench.tasks.base import Sample
 
 if TYPE_CHECKING:
-    from macbench.config import MethodSpec, RunConfig
+    from macbench.config import MethodSpec
 
 SCHEMA = 1  # of identities and rows; raised when either changes meaning
 
 
-def identify(
-    config: RunConfig, model: Model, group: Group, spec: MethodSpec, method: Method
-) -> dict[str, Any]:
+def identify(group: Group, spec: MethodSpec, method: Method) -> dict[str, Any]:
     """All that determines a cell's numbers, and nothing else."""
+    config, model = group.config, group.model
     knobs = {f.name: getattr(method, f.name) for f in fields(method) if f.init}  # type: ignore[arg-type]
     return {
         "schema": SCHEMA,
@@ -37,16 +36,14 @@ def identify(
         "seed": config.seed,
         "hold": config.hold,
         "max_new": config.max_new,
-        "decoding": decoding(config, group.task),
+        "decoding": decoding(group),
         "method": {"name": spec.name, "version": method.version, "knobs": knobs},
     }
 
 
-def describe(
-    config: RunConfig, model: Model, group: Group, spec: MethodSpec, floor: float | None
-) -> dict[str, Any]:
+def describe(group: Group, spec: MethodSpec, floor: float | None) -> dict[str, Any]:
     """How a cell is presented; changes no number."""
-    g = model.geometry
+    g = group.model.geometry
     asked = {k: spec.knobs[k] for k in ("budget", "tokens", "tau") if k in spec.knobs}
     calibrated = {}
     if found := spec.calibration:
@@ -54,7 +51,7 @@ def describe(
         about = {k: v for k, v in asdict(found).items() if k not in ("knobs", "prompts")}
         calibrated = {"calibration": about}
     sources = {s.source for s in group.samples}
-    notes = [*model.notes, *(f"source={s}" for s in sorted(sources))]
+    notes = [*group.model.notes, *(f"source={s}" for s in sorted(sources))]
     return {
         "label": spec.label,
         "method": spec.name,
@@ -64,7 +61,7 @@ def describe(
         "notes": notes,
         "floor": floor,
         **calibrated,
-        "block": config.block,
+        "block": group.config.block,
         "geometry": {
             "layers": g.layers,
             "q_heads": g.q_heads,
@@ -82,18 +79,13 @@ def written(model: Model, sample: Sample, answer: Answer) -> str:
 
 
 def make_row(
-    config: RunConfig,
-    model: Model,
-    group: Group,
-    i: int,
-    method: Method,
-    resident: int,
-    slot: int,
-    answer: Answer,
+    group: Group, i: int, method: Method, resident: int, slot: int, answer: Answer
 ) -> dict[str, Any]:
-    """A line of samples.jsonl."""
-    sample, request, reads, g = group.samples[i], group.requests[i], answer.reads, model.geometry
-    output = written(model, sample, answer)
+    """A line of samples.jsonl, of a group's sample i. slot: the method's; resident: bytes that it
+    holds of a slot beside keys and values."""
+    sample, request, reads = group.samples[i], group.requests[i], answer.reads
+    g = group.model.geometry
+    output = written(group.model, sample, answer)
     score = group.task.score(sample, output)
     sums = {
         name: float(sum(map(sum, reads.get(name, ()))))
@@ -130,7 +122,7 @@ def make_row(
         "acted": reads["steps"] == 0 or method.witness({**sums, **context}),
         "extra": sample.extra,
         **({"resumed": answer.resumed} if answer.resumed else {}),
-        **({"audit": drift(config, model, request, answer)} if "audited" in reads else {}),
+        **({"audit": drift(group, request, answer)} if "audited" in reads else {}),
         "time": {
             "prefill_s": answer.prefill_s,
             "begin_s": answer.begin_s,
@@ -139,9 +131,10 @@ def make_row(
     }
 
 
-def drift(config: RunConfig, model: Model, request: Request, answer: Answer) -> dict[str, Any]:
+def drift(group: Group, request: Request, answer: Answer) -> dict[str, Any]:
     """The audit of an answer, its stop token included."""
+    model = group.model
     said = answer.tokens + ([] if answer.end is None else [answer.end])
     regime = model.regime(len(request.tokens) + request.max_new)
     full = full_attention(model, request.tokens, said, int(answer.reads["chosen"]), regime)
-    return summary(answer.reads, config.audit, full)
+    return summary(answer.reads, group.config.audit, full)

@@ -12,6 +12,7 @@ import torch
 from macbench import tasks
 from macbench.engine import Engine
 from macbench.engine.backend import resolve
+from macbench.engine.memory import release
 from macbench.models import Source, load, pick_device
 from macbench.run.block import answer, cut_off, go_on
 from macbench.run.cells import Cells, open_cells, reachable
@@ -36,6 +37,17 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
     began = time.time()
     backend = resolve(config.backend, pick_device(Source(**config.model).device))
     check_writable(config.out)
+    totals = Totals(backend)
+    _decode(config, totals, progress, sharing)
+    release()  # a judge may need the memory
+    totals.write(config.out, began)
+    after_run(config.task_knobs, config.out, totals.cells, progress)
+    progress.stop()
+    return 1 if totals.failed else 0
+
+
+def _decode(config: RunConfig, totals: Totals, progress: Progress, sharing: bool) -> None:
+    """Every group in turn. The model is nobody's when this returns."""
     model = load(Source(**config.model))
     check_text(model)
     for length in config.lengths:
@@ -56,23 +68,17 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
                 spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
     for told in floors:
         progress.note(told)
-    totals = Totals(backend)
     progress.start(sum(len(g.samples) for g in groups))
     halved: dict[int, int] = {}  # blocks that fitted, by tokens of a row
     for group in groups:
         sizes = [size for tokens, size in halved.items() if tokens <= group.tokens]
         first = min(sizes, default=config.block)
         with ExitStack() as stack:
-            cells = open_cells(stack, config, model, group, totals, progress)
+            cells = open_cells(stack, group, totals, progress)
             size = run_group(cells, progress, sharing, first)
         if size < first:
             halved[group.tokens] = size
     progress.stop()
-    totals.write(config.out, began)
-    del model, groups  # a judge may need the memory
-    after_run(config.task_knobs, config.out, totals.cells, progress)
-    progress.stop()
-    return 1 if totals.failed else 0
 
 
 def run_group(cells: Cells, progress: Progress, sharing: bool, size: int) -> int:
@@ -99,8 +105,7 @@ def run_group(cells: Cells, progress: Progress, sharing: bool, size: int) -> int
             else:
                 if engine is None or engine.slots != len(block):
                     engine = None
-                    every = (cells.methods, len(block), totals.backend)
-                    engine = make_engine(cells.config, cells.model, group, *every)
+                    engine = make_engine(group, cells.methods, len(block))
                 answer(cells, block, engine, sharing)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -125,8 +130,7 @@ def smaller(cells: Cells, place: str, size: int, progress: Progress) -> int:
     """The block to try where one of `size` samples did not fit; 0 where none is left, and then the
     cells have failed."""
     cells.methods = [replace(m) for m in cells.methods]  # type: ignore[type-var]  # without memory
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release()
     many = f"{size} samples x {len(cells.methods)} methods"
     if size > 1:
         size = (size + 1) // 2

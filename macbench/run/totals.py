@@ -7,9 +7,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from macbench.engine import Answer
+from macbench.engine.memory import peak
 
 
 @dataclass
@@ -37,17 +36,8 @@ class Totals:
         line = {
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "wall_s": round(time.time() - began, 2),
-            "peak_bytes": peak_memory(),
+            "peak_bytes": peak(),
             **asdict(self),
         }
         with Path(out, "runs.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU where one was used, else of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

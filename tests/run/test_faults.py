@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,11 @@ def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch
     assert main([*words, "block=2", f"out={whole}"]) == 0
     made = []
 
-    def make_engine(config, model, group, methods, slots, backend, *more):
+    def make_engine(group, methods, slots, made_tokens=0):
         made.append(slots)
         if slots > 2:
             raise error
-        return real(config, model, group, methods, slots, backend, *more)
+        return real(group, methods, slots, made_tokens)
 
     real = run.make_engine
     monkeypatch.setattr(run, "make_engine", make_engine)
@@ -87,6 +88,21 @@ def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch
     assert files(halved) == files(whole)
     assert main(["run", *TASK, *tiny, "method=full", "limit=3", f"out={halved}", "block=8"]) == 0
     assert made == [5, 3, 2, 1]  # all is stored
+
+
+def test_a_judge_finds_the_models_memory_free(tmp_path, tiny, monkeypatch):
+    models, alive = [], []
+
+    def load(source):
+        model = real(source)
+        models.append(weakref.ref(model))
+        return model
+
+    real = run.load
+    monkeypatch.setattr(run, "load", load)
+    monkeypatch.setattr(run, "after_run", lambda *_: alive.extend(ref() for ref in models))
+    assert main(["run", *TASK, *tiny, "method=[full,mac]", "limit=1", f"out={tmp_path}"]) == 0
+    assert alive == [None]
 
 
 def test_out_of_memory_is_recorded_and_a_later_run_clears_it(tmp_path, tiny, capsys):
