@@ -259,11 +259,8 @@ def train(args: argparse.Namespace) -> None:
     from macbench.experiments.long_context_adapter.train import main as train_all
     from macbench.progress import Progress
 
-    progress = Progress()
-    try:
+    with Progress() as progress:
         print(train_all(args.options, progress.note))
-    finally:
-        progress.stop()
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -289,11 +286,8 @@ def run(args: argparse.Namespace) -> int:
     from macbench.run.run import run as run_all
     from macbench.tables import report
 
-    progress = Progress()
-    try:
+    with Progress() as progress:
         code = run_all(config, progress)
-    finally:
-        progress.stop()
     print(report.table(store.read(config.out), "text"))
     print(f"\nThis table again: macbench show {config.out}")
     return code
@@ -305,11 +299,8 @@ def calibrate(args: argparse.Namespace) -> None:
     from macbench.progress import Progress
 
     asked, config = read_words(args.options)
-    progress = Progress()
-    try:
+    with Progress() as progress:
         found = solve(asked, config, progress)
-    finally:
-        progress.stop()
     print(
         f"asked {100 * found.budget:g} %, {told(found.predicted, found.checked)}\n"
         f"{asked.out}: macbench run 'method=[full,{found.method}@{asked.out}]' …"
@@ -330,11 +321,8 @@ def score(args: argparse.Namespace) -> None:
     from macbench.tables import report
 
     asked = scoring.read_options(args.options)
-    progress = Progress()
-    try:
+    with Progress() as progress:
         scoring.score(_results(args.dir), asked, progress)
-    finally:
-        progress.stop()
     print(report.table(store.read(args.dir), "text"))
 
 
@@ -405,11 +393,8 @@ def demo(args: argparse.Namespace) -> int:
     from macbench.experiments.demo import main as run_demo
     from macbench.progress import Progress
 
-    progress = Progress()
-    try:
+    with Progress() as progress:
         return run_demo(args.out, args.samples, args.length, progress)
-    finally:
-        progress.stop()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,12 @@ class Progress:
         """A line that stays."""
         self.console.print(text, markup=False)
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         """Leave the terminal as it was; harmless when repeated."""
         if self.bar is not None:

@@ -264,12 +264,12 @@ def hit_rate(traces: Sequence[Trace]) -> float | None:
     return hits / units if units else None
 
 
-def spread(times: Sequence[float], prefix: str = "us") -> Row:
+def spread(times: Sequence[float]) -> Row:
     """Median and 10th and 90th percentile, and how many."""
     ordered = sorted(times)
     last = len(ordered) - 1
     return {
-        f"{prefix}_median": statistics.median(ordered),
-        f"{prefix}_p10": ordered[round(0.1 * last)],
-        f"{prefix}_p90": ordered[round(0.9 * last)],
+        "us_median": statistics.median(ordered),
+        "us_p10": ordered[round(0.1 * last)],
+        "us_p90": ordered[round(0.9 * last)],
     }

@@ -31,6 +31,7 @@ from scipy.special import bdtr, ndtr, stdtrit
 from macbench.errors import MacbenchError
 
 DRAWS = 10_000
+SEED = 0  # of the draws: the same samples give the same interval
 Z = 1.959963984540054  # two-sided 95 %
 ONE_SIDED = 1.6448536269514722  # one-sided 95 %
 POWER = 0.8416212335729143  # 80 %
@@ -106,9 +107,7 @@ def newcombe(both: int, worse: int, better: int, neither: int, z: float = Z) -> 
     return Interval(mean, low, mean + width(second.high - second.mean, first.mean - first.low))
 
 
-def interval(
-    values: ArrayLike, tasks: Iterable[str], clusters: Iterable[str], seed: int = 0
-) -> Interval:
+def interval(values: ArrayLike, tasks: Iterable[str], clusters: Iterable[str]) -> Interval:
     """Mean over tasks of their mean score, with its 95 % interval.
 
     values [n] in [0, 1]; tasks [n], clusters [n]: each value's task and cluster.
@@ -116,7 +115,7 @@ def interval(
     values, tasks, clusters = np.asarray(values, float), [*tasks], [*clusters]
     if len({*tasks}) == 1 and _independent(values, tasks, clusters):
         return wilson(float(values.sum()), len(values))
-    return bootstrap(values, tasks, clusters, seed=seed)
+    return bootstrap(values, tasks, clusters)
 
 
 def bootstrap(
@@ -124,14 +123,13 @@ def bootstrap(
     tasks: Iterable[str],
     clusters: Iterable[str],
     scale: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
     z: float = Z,
 ) -> Interval:
     """The stratified cluster bootstrap of this module for values [n] within `scale`.
 
     z: normal quantile of the interval's ends.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     strata = list(_strata(values, tasks, clusters))
     mean = float(np.mean([sums.sum() / sizes.sum() for sums, sizes in strata]))
     flat: list[NDArray] = []  # what a cluster of a task without spread weighs: below, above
@@ -170,9 +168,7 @@ def mcnemar(worse: int, better: int) -> float:
     return float(min(1.0, 2 * bdtr(min(worse, better), worse + better, 0.5)))
 
 
-def sign_flip(
-    differences: ArrayLike, tasks: Iterable[str], clusters: Iterable[str], seed: int = 0
-) -> float:
+def sign_flip(differences: ArrayLike, tasks: Iterable[str], clusters: Iterable[str]) -> float:
     """Two-sided p of the permutation test that flips the sign of whole clusters' differences.
 
     The statistic is the mean over tasks. All sign patterns are counted where there are at most
@@ -184,7 +180,7 @@ def sign_flip(
     if len(moving) <= 13:
         signs = 1 - 2 * (np.arange(2 ** len(moving))[:, None] >> np.arange(len(moving)) & 1)
         return float(np.mean(abs(signs @ moving) >= observed))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     total = np.zeros(DRAWS)
     for value in moving:
         total += value * rng.choice((-1.0, 1.0), DRAWS)

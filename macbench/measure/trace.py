@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HEAD = ("head_tokens",)  # per query head
-KV = ("kv_tokens", "meta_bytes")  # per KV head
 BUCKETS = 32  # of decode steps, however many there are
 
 

@@ -48,17 +48,15 @@ def _job(cfg: Any) -> None:
 
     words = list(HydraConfig.get().overrides.task)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    progress = Progress()
-    try:
-        config = build(values, {word.partition("=")[0] for word in words})
-        tasks, lengths = ",".join(config.tasks), ",".join(map(str, config.lengths))
-        progress.note(f"{config.model['name']}, {tasks}, {lengths} tokens, seed {config.seed}")
-        code = run(config, progress)
-    except MacbenchError as error:
-        progress.note(f"macbench: {error}")
-        code = 2
-    finally:
-        progress.stop()
+    with Progress() as progress:
+        try:
+            config = build(values, {word.partition("=")[0] for word in words})
+            tasks, lengths = ",".join(config.tasks), ",".join(map(str, config.lengths))
+            progress.note(f"{config.model['name']}, {tasks}, {lengths} tokens, seed {config.seed}")
+            code = run(config, progress)
+        except MacbenchError as error:
+            progress.note(f"macbench: {error}")
+            code = 2
     if code:
         raise JobFailed(code)
 
