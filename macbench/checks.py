@@ -70,3 +70,10 @@ def _wanted(hint: Any) -> str:
     if origin is list:
         return f"a list with {_wanted(options[0])} in each place"
     return WORDS[hint]
+
+
+def check_least(values: Mapping[str, Any], least: Mapping[str, float]) -> None:
+    """Refuse (MacbenchError) a value that is below the least of its name."""
+    for key, bound in least.items():
+        if values.get(key) is not None and values[key] < bound:
+            raise MacbenchError(f"{key}={values[key]} must be at least {bound}.")

@@ -221,11 +221,9 @@ def _options() -> str:
 
 def _bench_options(what: str) -> str:
     """The options of `bench WHAT` with their defaults: its YAML without the first lines."""
-    from importlib.resources import files
+    from macbench import presets
 
-    folder = files("macbench.conf").joinpath("bench")
-    lines = folder.joinpath(f"{what}.yaml").read_text("utf-8").splitlines()
-    presets = sorted(file.name.removesuffix(".yaml") for file in folder.joinpath(what).iterdir())
+    lines = presets.text("bench", what).splitlines()
     more = {
         "attention": "tiling.FIELD=value changes what the kernels choose, such as "
         "tiling.programs=[264,396]; the same command continues",
@@ -235,7 +233,7 @@ def _bench_options(what: str) -> str:
         [
             f"\noptions of {what} and defaults (key=value, or a list key=[a,b]):",
             *(f"  {line}".rstrip() for line in lines if not line.startswith("#")),
-            f"\npreset=NAME puts others in their place: {', '.join(presets)}",
+            f"\npreset=NAME puts others in their place: {', '.join(presets.names('bench', what))}",
             f"{more[what]}\n",
         ]
     )
@@ -243,10 +241,9 @@ def _bench_options(what: str) -> str:
 
 def _train_options() -> str:
     """The options of `train` with their defaults: its YAML without the first line."""
-    from importlib.resources import files
+    from macbench import presets
 
-    text = (files("macbench.conf") / "train" / "smollm2-long.yaml").read_text("utf-8")
-    lines = text.splitlines()[1:]
+    lines = presets.text("train", "smollm2-long").splitlines()[1:]
     return "\n".join(
         [
             "\noptions and defaults (key=value; a share as shares.prose=0.2):",

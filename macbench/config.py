@@ -15,7 +15,7 @@ from typing import Any, Literal
 from macbench import overrides, presets
 from macbench.calibrate import saved
 from macbench.calibrate.saved import Calibration
-from macbench.checks import brief, check_types, show
+from macbench.checks import brief, check_least, check_types, show
 from macbench.errors import MacbenchError, nearest
 
 LEAST = {"limit": 1, "block": 1, "max_new": 1, "seed": 0, "checkpoint": 0, "audit": 0}
@@ -73,9 +73,7 @@ def build(values: dict[str, Any], given: set[str]) -> RunConfig:
         **{key: values[key] for key in (*LEAST, "hold", "unreachable", "backend")},
     )
     check_types("", RunConfig, {f.name: getattr(config, f.name) for f in fields(config)})
-    for key, least in LEAST.items():
-        if values[key] is not None and values[key] < least:
-            raise MacbenchError(f"{key}={values[key]} must be at least {least}.")
+    check_least(values, LEAST)
     return config
 
 

@@ -12,31 +12,37 @@ import yaml
 @cache
 def models() -> list[str]:
     """The names that `model=` takes."""
-    return _stems("model")
+    return names("model")
 
 
 @cache
 def families() -> list[str]:
     """Task families with options: the part of a task's name before the slash."""
-    return _stems("task")
+    return names("task")
 
 
 @cache
 def methods() -> dict[str, list[str]]:
     """Every method with its variants: {"mac": ["authors"]} are `mac` and `mac/authors`."""
-    return {name: _stems("method", name) for name in _stems("method")}
+    return {name: names("method", name) for name in names("method")}
 
 
 def read(group: str, name: str) -> dict[str, Any]:
     """The values of one file, such as read("method", "mac/authors")."""
-    return yaml.safe_load(_folder(group).joinpath(f"{name}.yaml").read_text("utf-8")) or {}
+    return yaml.safe_load(text(group, name)) or {}
+
+
+def text(group: str, name: str) -> str:
+    """The same file as it is written, comments and all."""
+    return _folder(group).joinpath(f"{name}.yaml").read_text("utf-8")
 
 
 def _folder(*parts: str) -> Any:
     return files("macbench.conf").joinpath(*parts)
 
 
-def _stems(*parts: str) -> list[str]:
+def names(*parts: str) -> list[str]:
+    """The files of a folder, such as names("bench", "decode")."""
     folder = _folder(*parts)
     if not folder.is_dir():
         return []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from macbench import config, presets
-from macbench.bench.attention import (
+from macbench.bench.shared import (
     begin,
     check_machine,
     combinations,
@@ -19,7 +19,7 @@ from macbench.bench.attention import (
     options,
     read_words,
 )
-from macbench.checks import check_types
+from macbench.checks import check_least, check_types
 from macbench.errors import MacbenchError, nearest
 from macbench.measure.latency.record import key_of
 
@@ -162,7 +162,7 @@ def configure(words: Sequence[str]) -> Plan:
     values = [_values(each) for each in combinations(base, AXES)]
     settings = {key: base[key] for key in SINGLE}
     check_types("", Settings, settings)
-    _check_least(settings)
+    check_least(settings, LEAST)
     plan = Plan(list(dict.fromkeys(values)), _methods(base, typed), Settings(**settings))
     if plan.settings.mixed and len(plan.methods) < 2:
         raise MacbenchError("mixed=true needs at least two methods, as in method=[full,mac].")
@@ -171,17 +171,11 @@ def configure(words: Sequence[str]) -> Plan:
 
 def _values(values: dict[str, Any]) -> Values:
     check_types("", Values, values)
-    _check_least(values)
+    check_least(values, LEAST)
     if values["model"] not in presets.models():
         model = values["model"]
         raise MacbenchError(f"unknown model '{model}': {nearest(model, presets.models())}")
     return Values(**values | {"length": config.tokens(values["length"])})
-
-
-def _check_least(values: dict[str, Any]) -> None:
-    for key, least in LEAST.items():
-        if key in values and values[key] < least:
-            raise MacbenchError(f"{key}={values[key]} must be at least {least}.")
 
 
 def _methods(base: dict[str, Any], typed: dict[str, Any]) -> list[config.MethodSpec]:
