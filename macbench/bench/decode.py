@@ -24,7 +24,8 @@ from macbench.errors import MacbenchError, nearest
 from macbench.measure.latency.record import key_of
 
 if TYPE_CHECKING:
-    from macbench.bench.time_decode import Timed, Timer
+    from macbench.attention import Method
+    from macbench.bench.time_decode import Case, Timed, Timer
     from macbench.measure.latency.floor import Machine
     from macbench.models import Model
 
@@ -127,7 +128,7 @@ def decode(words: Sequence[str]) -> int:
     rows: dict[tuple, dict[str, Any]] = {}
     parts: list[dict[str, Any]] = []
     beside = book.path.with_name(f"{book.path.stem}_launches.csv")
-    for row in measure(plan, timer, machine, say):
+    for row in Bench(plan, timer, machine, say).measure():
         row |= {"run": began}
         told = row.pop("launches", [])
         book.add(row)
@@ -200,86 +201,132 @@ def _methods(base: dict[str, Any], typed: dict[str, Any]) -> list[config.MethodS
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def measure(
-    plan: Plan,
-    timer: Timer,
-    machine: Machine,
-    say: Callable[[str], None],
-    capture: Callable | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Rows as they are made; a row comes again with what transformers took, once that is known."""
-    from macbench.engine.memory import release
-    from macbench.models import Source, load
+@dataclass
+class Bench:
+    """A plan on a card. capture: what makes a step something to replay; None: a CUDA graph."""
 
-    for name, dtype in dict.fromkeys((v.model, v.dtype) for v in plan.values):
-        say(f"{name}: loading")
-        model = load(Source(**presets.read("model", name) | {"dtype": dtype}))
-        model.stop_ids = ()  # every row decodes to the end of the timing
-        mine = [v for v in plan.values if (v.model, v.dtype) == (name, dtype)]
-        rows = []
-        for values in mine:
-            for row in _decodes(plan, values, model, timer, machine, say, capture):
-                rows.append(row)
-                yield row
-        if plan.settings.peer == "transformers":
-            yield from _beside_peer(plan, mine, rows, model, timer, say)
-        del model
-        release()
+    plan: Plan
+    timer: Timer
+    machine: Machine
+    say: Callable[[str], None]
+    capture: Callable | None = None
 
+    def measure(self) -> Iterator[dict[str, Any]]:
+        """Rows as they are made; a row comes again with what transformers took, once that is
+        known."""
+        from macbench.engine.memory import release
+        from macbench.models import Source, load
 
-def _decodes(
-    plan: Plan,
-    values: Values,
-    model: Model,
-    timer: Timer,
-    machine: Machine,
-    say: Callable[[str], None],
-    capture: Callable | None,
-) -> Iterator[dict[str, Any]]:
-    """Every method alone, then all of them as one batch."""
-    import torch
-
-    from macbench.attention import create
-    from macbench.bench.time_decode import Case
-    from macbench.engine.memory import release
-    from macbench.models.adapter import fuse
-
-    settings = plan.settings
-    assert isinstance(values.length, int)
-    steps = (settings.replays, settings.seed, settings.backend)
-    case = Case(values.length, values.batch, *steps, PROFILED if settings.launches else 0)
-    if case.prompt < 1:
-        raise MacbenchError(
-            f"length={case.length} is too short for {case.steps} steps (replays and warm-up)."
-        )
-    around = values.around if model.compilable else "eager"
-    model.around = around
-    fuse(model, values.fused)
-    groups = [(spec.label, [spec]) for spec in plan.methods]
-    if settings.mixed:
-        groups.append((MIXED, plan.methods))
-    alone: list[float] = []
-    full: float | None = None
-    for label, specs in groups:
-        row = identity(values, around, label, settings)
-        methods = [create(spec.name, spec.knobs) for spec in specs]
-        try:
-            row |= _one(model, case, methods, timer, machine, settings.rest, capture)
-        except torch.OutOfMemoryError:
-            say(f"{_title(row)}: skipped, it does not fit in the GPU's memory.")
-            continue
-        finally:
+        for name, dtype in dict.fromkeys((v.model, v.dtype) for v in self.plan.values):
+            self.say(f"{name}: loading")
+            model = load(Source(**presets.read("model", name) | {"dtype": dtype}))
+            model.stop_ids = ()  # every row decodes to the end of the timing
+            mine = [v for v in self.plan.values if (v.model, v.dtype) == (name, dtype)]
+            rows = []
+            for values in mine:
+                for row in self.decodes(values, model):
+                    rows.append(row)
+                    yield row
+            if self.plan.settings.peer == "transformers":
+                yield from self.beside_peer(mine, rows, model)
+            del model
             release()
-        row |= {"weights": model.weights, "device": machine.device}
-        row |= {"bandwidth_gbs": machine.bandwidth / 1000}
-        if label == MIXED:
-            if row["ok"] and len(alone) == len(plan.methods):
-                row |= {"alone_us": sum(alone), "vs_alone": sum(alone) / row["us_median"]}
-        elif row["ok"]:
-            alone.append(row["us_median"])
-            full = row["us_median"] if label == "full" else full
-            row |= {"vs_full": full / row["us_median"] if full else None}
-        yield row
+
+    def decodes(self, values: Values, model: Model) -> Iterator[dict[str, Any]]:
+        """Every method alone, then all of them as one batch."""
+        import torch
+
+        from macbench.attention import create
+        from macbench.bench.time_decode import Case
+        from macbench.engine.memory import release
+        from macbench.models.adapter import fuse
+
+        settings, methods = self.plan.settings, self.plan.methods
+        assert isinstance(values.length, int)
+        steps = (settings.replays, settings.seed, settings.backend)
+        case = Case(values.length, values.batch, *steps, PROFILED if settings.launches else 0)
+        if case.prompt < 1:
+            raise MacbenchError(
+                f"length={case.length} is too short for {case.steps} steps (replays and warm-up)."
+            )
+        around = values.around if model.compilable else "eager"
+        model.around = around
+        fuse(model, values.fused)
+        groups = [(spec.label, [spec]) for spec in methods]
+        if settings.mixed:
+            groups.append((MIXED, methods))
+        alone: list[float] = []
+        full: float | None = None
+        for label, specs in groups:
+            row = identity(values, around, label, settings)
+            try:
+                row |= self.one(model, case, [create(spec.name, spec.knobs) for spec in specs])
+            except torch.OutOfMemoryError:
+                self.say(f"{_title(row)}: skipped, it does not fit in the GPU's memory.")
+                continue
+            finally:
+                release()
+            row |= {"weights": model.weights, "device": self.machine.device}
+            row |= {"bandwidth_gbs": self.machine.bandwidth / 1000}
+            if label == MIXED:
+                if row["ok"] and len(alone) == len(methods):
+                    row |= {"alone_us": sum(alone), "vs_alone": sum(alone) / row["us_median"]}
+            elif row["ok"]:
+                alone.append(row["us_median"])
+                full = row["us_median"] if label == "full" else full
+                row |= {"vs_full": full / row["us_median"] if full else None}
+            yield row
+
+    def one(self, model: Model, case: Case, methods: list[Method]) -> dict[str, Any]:
+        """The measured columns of one batch; a row that is wrong holds no time."""
+        from macbench.bench import time_decode as td
+        from macbench.engine.memory import release
+
+        capture = self.capture or td.graph
+        bed = td.make_bed(model, case, len(methods))
+        error = td.disagreement(bed)
+        row: dict[str, Any] = {"rows": bed.rows, "error": error, "ok": td.close(model, error)}
+        if not row["ok"]:
+            return row | {"note": "the step and the modules as they are disagree"}
+        timed = td.time_step(bed, methods, self.timer, capture)
+        row |= td.spread(timed.times) | {"n": len(timed.times)}
+        row |= _against_floor(row["us_median"], model, timed, self.machine)
+        row |= {"tokens_s": 1e6 * bed.rows / row["us_median"], "hit": td.hit_rate(timed.traces)}
+        row |= {"hits": None if row["hit"] is None else "measured"}
+        if timed.launches:
+            row |= {"launches": timed.launches}
+        del timed
+        if self.plan.settings.rest:
+            release()
+            passing: list = [td.PassThrough() for _ in methods]
+            left = td.spread(td.time_step(bed, passing, self.timer, capture).times)["us_median"]
+            attention = row["us_median"] - left
+            row |= {"rest_us": left, "attention_us": attention}
+            row |= {"attention_share": attention / row["us_median"]}
+            row |= {"rest_over_floor": left * self.machine.bandwidth / row["weight_bytes"]}
+        return row
+
+    def beside_peer(
+        self, values: list[Values], rows: list[dict[str, Any]], model: Model
+    ) -> Iterator[dict[str, Any]]:
+        """The same rows with what transformers took for that length and batch."""
+        from macbench.bench.time_peer import time_peer
+        from macbench.engine.memory import release
+
+        for length, batch in dict.fromkeys((v.length, v.batch) for v in values):
+            mine = [r for r in rows if (r["length"], r["batch"]) == (length, batch)]
+            mine = [row for row in mine if row["ok"] and row["method"] != MIXED]
+            if not mine:
+                continue
+            assert isinstance(length, int)
+            replays = self.plan.settings.replays
+            found = time_peer(model, length, batch, replays, self.timer, self.say)
+            release()
+            if found:
+                about, times = found
+                took = sorted(times)[len(times) // 2]
+                for row in mine:
+                    yield row | {"peer": about, "peer_us": took, "vs_peer": took / row["us_median"]}
 
 
 def identity(values: Values, around: str, method: str, settings: Settings) -> dict[str, Any]:
@@ -298,44 +345,6 @@ def identity(values: Values, around: str, method: str, settings: Settings) -> di
     }
 
 
-def _one(
-    model: Model,
-    case: Any,
-    methods: list,
-    timer: Timer,
-    machine: Machine,
-    rest: bool,
-    capture: Callable | None,
-) -> dict[str, Any]:
-    """The measured columns of one batch; a row that is wrong holds no time."""
-    from macbench.bench import time_decode as td
-    from macbench.engine.memory import release
-
-    capture = capture or td.graph
-    bed = td.make_bed(model, case, len(methods))
-    error = td.disagreement(bed)
-    row: dict[str, Any] = {"rows": bed.rows, "error": error, "ok": td.close(model, error)}
-    if not row["ok"]:
-        return row | {"note": "the step and the modules as they are disagree"}
-    timed = td.time_step(bed, methods, timer, capture)
-    row |= td.spread(timed.times) | {"n": len(timed.times)}
-    row |= _against_floor(row["us_median"], model, timed, machine)
-    row |= {"tokens_s": 1e6 * bed.rows / row["us_median"], "hit": td.hit_rate(timed.traces)}
-    row |= {"hits": None if row["hit"] is None else "measured"}
-    if timed.launches:
-        row |= {"launches": timed.launches}
-    del timed
-    if rest:
-        release()
-        passing: list = [td.PassThrough() for _ in methods]
-        left = td.spread(td.time_step(bed, passing, timer, capture).times)["us_median"]
-        attention = row["us_median"] - left
-        row |= {"rest_us": left, "attention_us": attention}
-        row |= {"attention_share": attention / row["us_median"]}
-        row |= {"rest_over_floor": left * machine.bandwidth / row["weight_bytes"]}
-    return row
-
-
 def _against_floor(time: float, model: Model, timed: Timed, machine: Machine) -> dict[str, Any]:
     from macbench.bench import time_decode as td
 
@@ -350,33 +359,6 @@ def _against_floor(time: float, model: Model, timed: Timed, machine: Machine) ->
         "floor_us": floor,
         "over_floor": time / floor,
     }
-
-
-def _beside_peer(
-    plan: Plan,
-    values: list[Values],
-    rows: list[dict[str, Any]],
-    model: Model,
-    timer: Timer,
-    say: Callable[[str], None],
-) -> Iterator[dict[str, Any]]:
-    """The same rows with what transformers took for that length and batch."""
-    from macbench.bench.time_peer import time_peer
-    from macbench.engine.memory import release
-
-    for length, batch in dict.fromkeys((v.length, v.batch) for v in values):
-        mine = [r for r in rows if (r["length"], r["batch"]) == (length, batch)]
-        mine = [row for row in mine if row["ok"] and row["method"] != MIXED]
-        if not mine:
-            continue
-        assert isinstance(length, int)
-        found = time_peer(model, length, batch, plan.settings.replays, timer, say)
-        release()
-        if found:
-            about, times = found
-            took = sorted(times)[len(times) // 2]
-            for row in mine:
-                yield row | {"peer": about, "peer_us": took, "vs_peer": took / row["us_median"]}
 
 
 # -- the table -----------------------------------------------------------------------------------

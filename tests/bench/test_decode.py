@@ -34,8 +34,8 @@ class Counter:
 
 def measured(*words: str) -> list[dict]:
     plan = configure([*TINY, *words])
-    rows = bench_decode.measure(plan, Counter(), MACHINE, print, capture=lambda step: step)
-    return [row | {"run": "now"} for row in rows]
+    bench = bench_decode.Bench(plan, Counter(), MACHINE, print, capture=lambda step: step)
+    return [row | {"run": "now"} for row in bench.measure()]
 
 
 # -- words ---------------------------------------------------------------------------------------
