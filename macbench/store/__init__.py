@@ -73,28 +73,10 @@ def text_sha(text: str) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[Row, int]]:
-    """The rows of a file of JSON lines, each with the offset where its line ends.
-
-    A last line that is torn is left out; any other line that is not JSON raises MacbenchError.
-    """
-    rows: list[tuple[Row, int]] = []
-    end = 0
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        end += len(line)
-        try:
-            row = json.loads(line)
-            row["index"]
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise MacbenchError(
-                f"{path}, line {number}, is damaged; delete that line's sample from samples.jsonl "
-                "and layers.jsonl and run the same command again."
-            ) from error
-        if line.endswith(b"\n"):
-            rows.append((row, end))
-    return rows
+    """The rows of samples.jsonl or layers.jsonl, each with the offset where its line ends
+    (`lines.whole`)."""
+    mend = "delete that line's sample from samples.jsonl and layers.jsonl"
+    return [*whole(path, mend, "index")]
 
 
 def read_partial(path: Path) -> dict[int, Row]:

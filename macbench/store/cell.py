@@ -27,6 +27,7 @@ from macbench.errors import MacbenchError
 from macbench.measure.budget import acceptance, budgets
 from macbench.measure.stats import interval
 from macbench.store import Row, long_form, read_config, read_failure, read_lines, read_partial
+from macbench.store.lines import append, line, replace
 
 FILES = {"config.yaml", "samples.jsonl", "layers.jsonl", "environment.json"}
 FILES |= {"failed.json", "partial.jsonl", "layers.parquet", "summary.json"}
@@ -157,13 +158,11 @@ class Cell:
         """
         if sample["index"] in self.rows:
             raise ValueError(f"sample {sample['index']} is already in {self.path}")
-        lines = ((self._layers, _line(layers)), (self._samples, _line(sample)))
+        lines = ((self._layers, line(layers)), (self._samples, line(sample)))
         ends = [os.fstat(file.fileno()).st_size for file, _ in lines]
         try:
-            for file, line in lines:
-                while line:  # an almost full disk takes a part and refuses the rest
-                    line = line[file.write(line) :]
-                os.fsync(file.fileno())
+            for file, content in lines:
+                append(file, content)
         except OSError as error:
             for (file, _), end in zip(lines, ends, strict=True):
                 with suppress(OSError):  # then the next open_cell does it
@@ -178,7 +177,7 @@ class Cell:
         self.partial = {i: row for i, row in self.partial.items() if i not in self.rows}
         file = self.path / "partial.jsonl"
         if self.partial:
-            _replace(file, b"".join(map(_line, self.partial.values())))
+            _replace(file, b"".join(map(line, self.partial.values())))
         else:
             file.unlink(missing_ok=True)
 
@@ -222,24 +221,12 @@ class Cell:
         self.close()
 
 
-def _line(row: Row) -> bytes:
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
-
-
 def _pretty(value: Row) -> bytes:
     return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: a reader or a kill finds the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace(path, content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error

@@ -1,4 +1,4 @@
-"""A file of JSON lines that one process appends to: what a kill tears is cut off and done again."""
+"""Files of JSON lines that one process appends to: what a kill tears is cut off and done again."""
 
 from __future__ import annotations
 
@@ -16,23 +16,55 @@ from macbench.errors import MacbenchError
 Row = dict[str, Any]
 
 
-def whole(path: Path) -> Iterator[tuple[Row, int]]:
-    """Each row with the offset where its line ends; a torn last line is left out."""
+def whole(
+    path: Path, mend: str = "delete that line", key: str | None = None
+) -> Iterator[tuple[Row, int]]:
+    """Each row, which has `key`, with the offset where its line ends.
+
+    A torn last line is left out; any other that is not JSON raises MacbenchError. mend: what helps.
+    """
     end = 0
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        end += len(line)
+    for number, text in enumerate(lines, 1):
+        end += len(text)
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(text)
+            if key is not None:
+                row[key]
+        except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 return
             raise MacbenchError(
-                f"{path}, line {number}, is damaged; delete that line and run the same command "
-                "again."
+                f"{path}, line {number}, is damaged; {mend} and run the same command again."
             ) from error
-        if line.endswith(b"\n"):
+        if text.endswith(b"\n"):
             yield row, end
+
+
+def line(row: Row) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def append(file: FileIO, content: bytes) -> None:
+    """On the disk when this returns. An almost full one takes a part and refuses the rest."""
+    while content:
+        content = content[file.write(content) :]
+    os.fsync(file.fileno())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """A file in one step: a reader or a kill finds the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 class Lines:
@@ -60,12 +92,9 @@ class Lines:
 
     def append(self, row: Row) -> None:
         """One more row, on the disk when this returns; if that fails, as if it had not begun."""
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
         end = os.fstat(self._file.fileno()).st_size
         try:
-            while line:
-                line = line[self._file.write(line) :]
-            os.fsync(self._file.fileno())
+            append(self._file, line(row))
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(end)
@@ -84,11 +113,9 @@ class Lines:
 
 
 def write(path: Path, value: Any) -> None:
-    """A JSON file in one step: a reader or a kill finds the old one or the new."""
-    temporary = path.with_name(path.name + ".tmp")
+    """A JSON file, replaced in one step."""
     try:
-        temporary.write_bytes(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
-        temporary.replace(path)
+        replace(path, json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise _unwritable(path, error) from error
 
