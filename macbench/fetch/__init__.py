@@ -58,6 +58,27 @@ def find(name: str, file: str) -> Path | None:
     return next((p for place in places(name) if (p := place / file).is_file()), None)
 
 
+def locate(name: str, file: str, data: str | None) -> Path | None:
+    """A file of a benchmark by its option NAME.data; None where embedded data stand in for it.
+
+    data: embedded; official, which must be there; a folder that holds it; None: official if there.
+    """
+    if data == "embedded":
+        return None
+    if data in (None, "official"):
+        path = find(name, file)
+        if path is None and data == "official":
+            raise MacbenchError(
+                f"{file} is not in {' or '.join(map(str, places(name)))}; run `macbench fetch "
+                f"{name}` where there is network."
+            )
+        return path
+    path = Path(data).expanduser() / file
+    if not path.is_file():
+        raise MacbenchError(f"{path} does not exist; put it there or leave {name}.data out.")
+    return path
+
+
 def listing() -> list[dict[str, str]]:
     """What there is to fetch: name, file, size, licence, about, state, and where it comes from."""
     rows = []

@@ -42,7 +42,7 @@ class Question:
 
 def essays(data: str | None) -> tuple[str, str]:
     """The long text, and "official" or "embedded"."""
-    path = _find(ESSAYS, data)
+    path = fetch.locate("ruler", ESSAYS, data)
     if path is None:
         return shipped("english.txt").decode(), "embedded"
     return _field(path, _parse(path), _text), "official"
@@ -51,7 +51,7 @@ def essays(data: str | None) -> tuple[str, str]:
 def questions(kind: str, data: str | None) -> tuple[list[Question], list[str], str]:
     """Questions of "squad" or "hotpotqa" in file order, their documents sorted, and the source."""
     name, read = {"squad": (SQUAD, _squad), "hotpotqa": (HOTPOT, _hotpot)}[kind]
-    path = _find(name, data)
+    path = fetch.locate("ruler", name, data)
     if path is None:
         return *read(json.loads(shipped(name))), "embedded"
     return *_field(path, _parse(path), read), "official"
@@ -80,23 +80,6 @@ def shipped(name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise MacbenchError(f"{name} of this installation is damaged; install macbench again.")
     return content
-
-
-def _find(name: str, data: str | None) -> Path | None:
-    if data == "embedded":
-        return None
-    if data in (None, "official"):
-        path = fetch.find("ruler", name)
-        if path is None and data == "official":
-            raise MacbenchError(
-                f"{name} is not in {' or '.join(map(str, fetch.places('ruler')))}; run `macbench "
-                "fetch ruler` where there is network."
-            )
-        return path
-    path = Path(data).expanduser() / name
-    if not path.is_file():
-        raise MacbenchError(f"{path} does not exist; put it there or leave ruler.data out.")
-    return path
 
 
 def _parse(path: Path) -> Any:

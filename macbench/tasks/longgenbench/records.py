@@ -46,7 +46,7 @@ def find(variant: str, data: str | None) -> tuple[list[Record], str] | None:
 
     data: a folder, "official" (refused where it is not), "embedded" (None in any case) or None.
     """
-    path = _find(FILES[variant], data)
+    path = fetch.locate("longgenbench", FILES[variant], data)
     if path is None:
         return None
     content = path.read_bytes()
@@ -66,21 +66,6 @@ def parse(value: Any, prompt: str = "") -> Record:
     """The inverse of `plain`."""
     checks = {kind: _events(value["checks"][kind]) for kind in KINDS}
     return Record(prompt, value["type"], value["number"], value["prefix"], checks)
-
-
-def _find(name: str, data: str | None) -> Path | None:
-    if data == "embedded":
-        return None
-    if data in (None, "official"):
-        path = fetch.find("longgenbench", name)
-        if path is None and data == "official":
-            places = " or ".join(map(str, fetch.places("longgenbench")))
-            raise MacbenchError(f"{name} is not in {places}; run `{FETCH}` where there is network.")
-        return path
-    path = Path(data).expanduser() / name
-    if not path.is_file():
-        raise MacbenchError(f"{path} does not exist; put it there or leave longgenbench.data out.")
-    return path
 
 
 def _read(path: Path, content: bytes) -> Iterator[Record]:
