@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from macbench.kernels.packed import tile_of, units
+from macbench.kernels.pack import code_of, scale_and_low
+from macbench.kernels.packed import halves, tile_of, units
 from macbench.kernels.paged import PAGE
 from macbench.kernels.workspace import power
 
 TOKENS = 64  # of a tile, of which a program, one warp, takes some
 PROGRAMS = 3168  # about, if there are tokens enough: 24 fit a multiprocessor of a large card
-MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: added and taken off, it rounds halves to even
 
 
 @triton.jit
@@ -39,24 +39,23 @@ def _words(labels, token, held, UNITS: tl.constexpr, WORDS: tl.constexpr):
 
 
 @triton.jit
-def _halves(words, AT: tl.constexpr, BITS: tl.constexpr):
+def _code(words, AT: tl.constexpr, BITS: tl.constexpr):
     """Codes at bit AT of both halves of words [...], fp16 [..., 2], times 2^(AT - 24)."""
-    x = words & ((1 << BITS) - 1 << AT) * 0x10001
-    return tl.join(x.to(tl.int16), (x >> 16).to(tl.int16)).to(tl.float16, bitcast=True)
+    return halves(words & ((1 << BITS) - 1 << AT) * 0x10001)
 
 
 @triton.jit
 def _codes(words, BITS: tl.constexpr):
-    """Words [N, W] -> fp16 [N, channels], a byte's code at AT as in `_halves`. Four channels of a
+    """Words [N, W] -> fp16 [N, channels], a byte's code at AT as in `_code`. Four channels of a
     word lie together, then come those of three more words: so threads take them to a product."""
     x = tl.join(words, words >> 8)
     if BITS == 8:
-        x = _halves(x, 0, BITS)
+        x = _code(x, 0, BITS)
     elif BITS == 4:
-        x = tl.join(_halves(x, 0, BITS), _halves(x, 4, BITS))
+        x = tl.join(_code(x, 0, BITS), _code(x, 4, BITS))
     else:
-        even = tl.join(_halves(x, 0, BITS), _halves(x, 4, BITS))
-        odd = tl.join(_halves(x, 2, BITS), _halves(x, 6, BITS))
+        even = tl.join(_code(x, 0, BITS), _code(x, 4, BITS))
+        odd = tl.join(_code(x, 2, BITS), _code(x, 6, BITS))
         x = tl.join(even, odd)
     x = tl.reshape(x, [words.shape[0], words.shape[1] // 4, 4, 2, 2, 8 // BITS])
     x = tl.permute(x, (0, 5, 1, 2, 3, 4))
@@ -78,15 +77,13 @@ def _against_codes(few, BITS: tl.constexpr):
 @triton.jit
 def _quantised(key, R: tl.constexpr, BITS: tl.constexpr):
     """fp32 [LANES], the first R -> codes int32 (0 behind), scale and low fp16."""
-    MOST: tl.constexpr = (1 << BITS) - 1
     lane = tl.arange(0, key.shape[0])
-    low = tl.min(tl.where(lane < R, key, float("inf"))).to(tl.float16)
-    most = tl.max(tl.where(lane < R, key, float("-inf")))
-    scale = tl.div_rn(most - low.to(tl.float32), MOST * 1.0).to(tl.float16)
-    step = tl.where(scale == 0.0, 1.0, scale.to(tl.float32))
-    code = tl.div_rn(key - low.to(tl.float32), step + tl.zeros([key.shape[0]], tl.float32))
-    code = tl.minimum(tl.maximum((code + MAGIC) - MAGIC, 0.0), MOST * 1.0)
-    return tl.where(lane < R, code.to(tl.int32), 0), scale, low
+    least = tl.min(tl.where(lane < R, key, float("inf")), 0, keep_dims=True)
+    most = tl.max(tl.where(lane < R, key, float("-inf")), 0, keep_dims=True)
+    scale, low = scale_and_low(least, most, BITS)
+    whole = (tl.broadcast_to(scale, key.shape), tl.broadcast_to(low, key.shape))
+    code = code_of(key, whole[0], whole[1], BITS)
+    return tl.where(lane < R, code, 0), tl.max(scale, 0), tl.max(low, 0)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ ROUNDS = tl.constexpr(1.5 * 2**23)  # added to a small fp32 and taken away, roun
 
 
 @triton.jit
-def _bounds(least, most, BITS: tl.constexpr):
+def scale_and_low(least, most, BITS: tl.constexpr):
     """A group's minimum and maximum -> scale and low, fp16."""
     low = least.to(tl.float16)
     span = most - low.to(tl.float32)
@@ -25,7 +25,7 @@ def _bounds(least, most, BITS: tl.constexpr):
 
 
 @triton.jit
-def _code(x, scale, low, BITS: tl.constexpr):
+def code_of(x, scale, low, BITS: tl.constexpr):
     """x in terms of the stored scale and low, int32."""
     step = scale.to(tl.float32)
     step = tl.where(step == 0.0, 1.0, step)
@@ -67,7 +67,7 @@ def _token(
         x = tl.load(vector + at, real, 0.0).to(tl.float32)
         least = tl.min(tl.where(real, x, float("inf")), 1)
         most = tl.max(tl.where(real, x, float("-inf")), 1)
-        steps, lows = _bounds(least, most, BITS)
+        steps, lows = scale_and_low(least, most, BITS)
         here = list_.to(tl.int64) * room + position
         scale += here * (D // TILE)
         low += here * (D // TILE)
@@ -82,7 +82,7 @@ def _token(
         x = tl.load(vector + channel, real, 0.0).to(tl.float32)
         steps = tl.load(scale + channel // TILE, real, 0.0)
         lows = tl.load(low + channel // TILE, real, 0.0)
-        packed = tl.sum(_code(x, steps, lows, BITS) << (place * BITS)[None, :], 1)
+        packed = tl.sum(code_of(x, steps, lows, BITS) << (place * BITS)[None, :], 1)
         tl.store(codes + here * BYTES + byte, packed.to(tl.uint8), byte < BYTES)
 
 
@@ -122,12 +122,12 @@ def _block(
         x = tl.load(pool + vector[:, None, None] + channel[None, :, :], real, 0.0).to(tl.float32)
         least = tl.min(tl.where(real, x, float("inf")), 0)
         most = tl.max(tl.where(real, x, float("-inf")), 0)
-        steps, lows = _bounds(least, most, BITS)
+        steps, lows = scale_and_low(least, most, BITS)
         here = list_.to(tl.int64) * room + start
         at = here // TILE * D + channel
         tl.store(scale + at, steps, channel < D)
         tl.store(low + at, lows, channel < D)
-        code = _code(x, steps[None, :, :], lows[None, :, :], BITS)
+        code = code_of(x, steps[None, :, :], lows[None, :, :], BITS)
         packed = tl.sum(code << (place * BITS)[None, None, :], 2)
         at = (here + index)[:, None] * BYTES + byte[None, :]
         real = (index < TILE)[:, None] & (byte < BYTES)[None, :]

@@ -61,7 +61,7 @@ def _words(codes, token, held, UNITS: tl.constexpr, DIMS: tl.constexpr, BITS: tl
 
 
 @triton.jit
-def _halves(words):
+def halves(words):
     """Words [...] as fp16 [..., 2]."""
     return tl.join(words.to(tl.int16), (words >> 16).to(tl.int16)).to(tl.float16, bitcast=True)
 
@@ -73,11 +73,11 @@ def _code(words, AT: tl.constexpr, BITS: tl.constexpr, SMALL: tl.constexpr):
     the upper bits of a subnormal mantissa, from which nothing is to be subtracted."""
     if SMALL:
         UPPER: tl.constexpr = ((1 << BITS) - 1 << 10 - BITS) * 0x10001
-        return _halves(words << 10 - BITS - AT & UPPER)
+        return halves(words << 10 - BITS - AT & UPPER)
     else:
         MASK: tl.constexpr = ((1 << BITS) - 1 << AT) * 0x10001
         POWER: tl.constexpr = (25 - AT << 10) * 0x10001
-        return _halves(words & MASK | POWER) - (1 << 10 - AT)
+        return halves(words & MASK | POWER) - (1 << 10 - AT)
 
 
 @triton.jit

@@ -114,7 +114,15 @@ class Block:
     notes: list[str] = field(default_factory=list)
     grids: list[Grid] | None = None  # what to draw instead of what the lines say
     against: str = FULL  # the method that the others are tested against
-    reuse: pd.DataFrame = field(default_factory=pd.DataFrame)  # of MAC by method and layer
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)  # its cells' sums, with the method
+
+
+def reuse(block: Block, *by: str) -> pd.DataFrame:
+    """Columns of `acceptance` by method and these (layer, head), means over tasks; empty without
+    MAC."""
+    keys = ["method", *by]
+    each = acceptance(block.layers, by=[*keys, "task"])
+    return each if each.empty else each.groupby(keys).mean()
 
 
 def summarise(results: Results, against: str = FULL) -> list[Block]:
@@ -176,12 +184,10 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
     older, cells = int((~newest).sum()), cells[newest]
     samples = samples[samples["cell"].isin(cells.index)]
     layers = layers[layers["cell"].isin(cells.index)]
-    reuse = acceptance(layers, by=["row", "task"])
-    accepted = {} if reuse.empty else reuse["acceptance"].to_dict()
+    reused = acceptance(layers, by=["row", "task"])
+    accepted = {} if reused.empty else reused["acceptance"].to_dict()
     rows = {str(key): group for key, group in cells.groupby("row")}
     labels = _labels(rows)
-    layers = layers.assign(method=layers["row"].map(labels))
-    by_layer = acceptance(layers, by=["method", "layer", "task"])
     passes = {
         key: group["identity"].iloc[0]["method"]["knobs"].get("passes", 1)
         for key, group in rows.items()
@@ -235,7 +241,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
         lines=lines,
         noise=noise,
         against=against,
-        reuse=by_layer if by_layer.empty else by_layer.groupby(["method", "layer"]).mean(),
+        layers=layers.assign(method=layers["row"].map(labels)),
     )
     block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
     resumed = samples.loc[samples["resumed"].notna(), "cell"]

@@ -6,7 +6,7 @@ import pandas as pd
 
 from macbench.errors import MacbenchError
 from macbench.store import Results
-from macbench.tables.blocks import Grid, summarise
+from macbench.tables.blocks import Block, Grid, reuse, summarise
 from macbench.tables.report import percent, render
 
 SHOWN = {
@@ -22,24 +22,29 @@ NOTE = (
 
 def table(results: Results, format: str = "text") -> str:
     """The blocks of `macbench show` in which MAC ran: a column per method; text, md, latex, csv."""
-    blocks = [block for block in summarise(results) if not block.reuse.empty]
+    blocks = found(results, "layer")
+    if format == "csv":
+        parts = []
+        for block, rates in blocks:
+            about = pd.DataFrame([{**block.about, "benchmark": block.family}])
+            parts.append(about.merge(rates.rename(index=int, level="layer").reset_index(), "cross"))
+        return pd.concat(parts).round(4).to_csv(index=False, lineterminator="\n")
+    for block, rates in blocks:
+        block.notes = [NOTE]
+        block.grids = [_grid(title, rates[name]) for name, title in SHOWN.items()]
+    return render([block for block, _ in blocks], format)
+
+
+def found(results: Results, *by: str) -> list[tuple[Block, pd.DataFrame]]:
+    """Every block in which MAC ran, and `reuse` of it; MacbenchError where there is none."""
+    blocks = [(block, reuse(block, *by)) for block in summarise(results)]
+    blocks = [(block, rates) for block, rates in blocks if not rates.empty]
     if not blocks:
         raise MacbenchError(
             "no cell here counted matches; run one with method=mac first (an archive without "
             "layers.* has nothing by layer)."
         )
-    if format == "csv":
-        parts = []
-        for block in blocks:
-            about = pd.DataFrame([{**block.about, "benchmark": block.family}])
-            parts.append(
-                about.merge(block.reuse.rename(index=int, level="layer").reset_index(), "cross")
-            )
-        return pd.concat(parts).round(4).to_csv(index=False, lineterminator="\n")
-    for block in blocks:
-        block.notes = [NOTE]
-        block.grids = [_grid(title, block.reuse[name]) for name, title in SHOWN.items()]
-    return render(blocks, format)
+    return blocks
 
 
 def _grid(title: str, rates: pd.Series) -> Grid:

@@ -9,6 +9,7 @@ import pytest
 from cells import TASKS, write
 
 from macbench import cli, store
+from macbench.plots import layer_heatmaps
 from macbench.tables import layers
 
 
@@ -40,6 +41,12 @@ def test_runs_under_other_conditions_are_not_pooled(tmp_path, tiny, capsys):
         ("question", "0"),
         ("question", "1"),
     ]
+    figure = layer_heatmaps.draw(store.read(tmp_path))
+    drawn = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(drawn) == 4 and all(grid.shape[1] == 2 for grid in drawn)  # two panels a block
+    means = [grid.mean() for grid in drawn[::2]]
+    for layer, mean in zip((found[:2], found[2:]), means, strict=True):
+        assert sum(float(row["acceptance"]) for row in layer) / 2 == pytest.approx(mean, abs=1e-4)
 
 
 def test_a_run_layer_by_layer(tiny, tmp_path, capsys):
