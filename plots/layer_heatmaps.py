@@ -27,6 +27,7 @@ def draw(results: Results) -> Figure:
             grid = rates[column].droplevel("method").unstack("layer")
             image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
             axis.set_title(f"{method}: {title}, mean {rates[column].mean():.0%}", fontsize=8)
-            axis.set(xlabel="layer", ylabel=f"{name}\nquery head", yticks=range(0, len(grid), 2))
+            axis.set(xlabel="layer", yticks=range(0, len(grid), 2))
+            axis.set_ylabel(f"{name}\nquery head", fontsize=7)
             figure.colorbar(image, ax=axis, format=PercentFormatter(1, decimals=0))
     return figure
