@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Row = dict[str, Any]
 
+WIDE = 100  # letters of a name: C++'s go on for hundreds
 
 def launches(
     replay: Callable[[], object],
@@ -30,8 +33,18 @@ def launches(
             torch.cuda.synchronize()
     events = seen.key_averages()
     time = "self_device_time_total" if cuda else "self_cpu_time_total"
-    rows = [
-        {"launch": e.key, "a_step": e.count / count, "us_step": getattr(e, time) / count}
-        for e in events
+    times: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for event in events:
+        times[short(event.key)] += getattr(event, time)
+        counts[short(event.key)] += event.count
+    return [
+        {"launch": name, "a_step": counts[name] / count, "us_step": us / count}
+        for name, us in times.most_common()
+        if us
     ]
-    return sorted((row for row in rows if row["us_step"]), key=lambda row: -row["us_step"])
+
+
+def short(name: str) -> str:
+    """A kernel's name without namespaces, cut where it grows long; what then is alike is one."""
+    return re.sub(r"^void |\b(at|native|std|c10|cublasLt)::|\(anonymous namespace\)::", "", name)[:WIDE]

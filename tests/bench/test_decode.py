@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from macbench.bench import decode as bench_decode
 from macbench.bench import time_decode, time_peer
 from macbench.bench.decode import COLUMNS, configure, table
+from macbench.bench.launches import short
 from macbench.cli import main
 from macbench.errors import MacbenchError
 from macbench.measure.latency.floor import Machine
@@ -226,6 +227,14 @@ def test_the_launches_of_a_step():
     about = dict.fromkeys(key_of(COLUMNS), 1)
     text = bench_decode.launch_table([about | part for part in full.values()])
     assert times[0] == full[next(iter(full))]["us_step"] and f"{times[0]:.1f}" in text
+
+
+def test_names_of_launches_are_short():
+    for name in ("_attend", "aten::silu", "nvjet_sm90_tst_64x8_64x16_2x1_v_bz_TNT"):
+        assert short(name) == name
+    name = "void at::native::(anonymous namespace)::indexSelectSmallIndex<c10::BFloat16, long>(int)"
+    assert short(name) == "indexSelectSmallIndex<BFloat16, long>(int)"
+    assert len(short("void at::native::" + "x" * 300)) == 100
 
 
 def test_the_file_of_launches_keeps_other_steps(tmp_path):
