@@ -13,6 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 Row = dict[str, Any]
 
 WIDE = 100  # letters of a name: C++'s go on for hundreds
+SPACES = re.compile(r"^void |\b(at|native|std|c10|cublasLt)::|\(anonymous namespace\)::")
+
 
 def launches(
     replay: Callable[[], object],
@@ -47,4 +49,4 @@ def launches(
 
 def short(name: str) -> str:
     """A kernel's name without namespaces, cut where it grows long; what then is alike is one."""
-    return re.sub(r"^void |\b(at|native|std|c10|cublasLt)::|\(anonymous namespace\)::", "", name)[:WIDE]
+    return SPACES.sub("", name)[:WIDE]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from macbench.cli import main
-from macbench.plots import draw
+from macbench.plots import acceptance_steps, draw
 from macbench.store import read
 
 
@@ -23,3 +23,10 @@ def test_the_points_are_the_hits_of_the_steps_they_stand_for(tmp_path, tiny):
     first = path.read_bytes()
     assert draw("acceptance_steps", out, tmp_path)[0].read_bytes() == first
     assert first.startswith(b"\x89PNG")
+
+    words[1:3] = ["length=1200", "limit=1"]  # another length: a line of its own
+    assert main(["run", *tiny, *words, "method=mac", "mac.tau=0.2", "mac.K=32"]) == 0
+    (axis,) = acceptance_steps.draw(read(out)).axes
+    texts = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert [text.partition(":")[0] for text in texts] == ["ruler, 1024", "ruler, 1200"]
+    assert len(axis.lines) == 2
