@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from macbench.kernels.codes import halves, tile_of, units
 from macbench.kernels.pack import code_of, scale_and_low
-from macbench.kernels.packed import halves, tile_of, units
 from macbench.kernels.paged import PAGE
 from macbench.kernels.workspace import power
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from macbench.kernels.packed import Parts, padded
+from macbench.kernels.codes import Parts, padded
 from macbench.kernels.paged import PAGE
 from macbench.kernels.workspace import power
 

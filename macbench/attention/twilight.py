@@ -141,14 +141,14 @@ class Twilight(Method):
 
     def _choose_in_kernels(self, layer, q, view):
         """The same."""
-        from macbench.kernels import nucleus, pack, packed
+        from macbench.kernels import estimate, nucleus, pack
 
         g, keys = self.geometry, self.keys.layer(layer)
         pack.token(view.k[layer], view.table, view.lens, keys, BITS)
         pages = counts = None
         if self.base == "quest":
             pages, counts = self._candidates(layer, q, view), self.listed
-        logits = packed.logits(q, keys, BITS, view.lens, g.scale, view.bound, pages, counts)
+        logits = estimate.logits(q, keys, BITS, view.lens, g.scale, view.bound, pages, counts)
         logits = logits.unflatten(1, (self._lists, -1))
         return nucleus.nucleus(logits, self.p, g.kv_heads, view.bound, pages)
 
