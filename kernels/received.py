@@ -209,8 +209,8 @@ def received(q: Tensor, keys: Tensor, scale: float, tiling: Tiling | None = None
         parts = tiling.parts or choose_splits(heads * tiles, triton.cdiv(other, columns), slots)
         return heads, tiles, parts
 
-    def launch(kernel, grid: tuple[int, int, int], *tensors: Tensor) -> None:
-        kernel[grid](
+    def launch(kernel, programs: tuple[int, int, int], *tensors: Tensor) -> None:
+        kernel[programs](
             q,
             keys,
             *tensors,
