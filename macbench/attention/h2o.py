@@ -9,7 +9,7 @@ token of lowest score outside the recent ones is dropped for good.
 Read per KV head: C + 1 tokens and 4 bytes of score for each; C tokens with their scores are worth
 budget * N tokens, frozen at the prompt's length N. Differs from the authors' code: KV heads are
 never repeated; the prompt's column sums are exact at any length, block by block beside the prefill
-(about one more Q K^T of it) instead of from a matrix of N x N; ties keep the lower position.
+(one or two more Q K^T of it) instead of from a matrix of N x N; ties keep the lower position.
 normalise=true, not the authors', divides a score by the number of queries that could see the token:
 sums favour early ones.
 """
@@ -79,7 +79,7 @@ class H2O(Method):
         return self.scores.numel() * self.scores.itemsize // slots
 
     def observe(self, layer, slot, q_pre, q, keys, start):
-        sums = received(q, keys, self.geometry.scale)
+        sums = received(q, keys, self.geometry.scale, self.geometry.backend)
         sums = group_mean(sums[None], self.geometry.kv_heads)[0]
         if start and (layer, slot) in self.sums:
             sums[:, :start] += self.sums[layer, slot]

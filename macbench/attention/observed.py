@@ -15,12 +15,16 @@ from macbench.kernels.paged import wide
 BLOCK = 2**25  # logits held at once
 
 
-def received(q: Tensor, keys: Tensor, scale: float) -> Tensor:
+def received(q: Tensor, keys: Tensor, scale: float, backend: str = "torch") -> Tensor:
     """Attention every key gets from the last w queries of its sequence, summed over them.
 
     q [w, Hq, d] at the last w positions, keys [Hkv, N, d], w <= N -> [Hq, N] (fp32). Each query's
     probabilities are over all keys up to its own. Blocked: memory is linear in N.
     """
+    if backend != "torch":
+        from macbench.kernels.received import received as by_kernels
+
+        return by_kernels(q, keys, scale)
     (w, q_heads, d), (kv_heads, length) = q.shape, keys.shape[:2]
     grouped = (wide(q) * scale).view(w, kv_heads, -1, d).permute(1, 2, 0, 3)  # [Hkv, G, w, d]
     sums = torch.zeros(
@@ -40,10 +44,12 @@ def received(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     return sums.flatten(0, 1)
 
 
-def window_scores(q: Tensor, keys: Tensor, scale: float, group: str = "sum") -> Tensor:
+def window_scores(
+    q: Tensor, keys: Tensor, scale: float, group: str = "sum", backend: str = "torch"
+) -> Tensor:
     """`received` of the keys before the window, [Hkv, N - w]: the sum (same order as the mean) or
     the maximum over a group's query heads."""
-    before = received(q, keys, scale)[:, : keys.shape[1] - len(q)]
+    before = received(q, keys, scale, backend)[:, : keys.shape[1] - len(q)]
     grouped = before.unflatten(0, (len(keys), -1))
     return grouped.amax(1) if group == "max" else grouped.sum(1)
 

@@ -152,10 +152,10 @@ class RocketKV(Method):
         """Positions that stage 1 keeps, ascending, [Hkv, kept]."""
         if kept == prompt.length:
             return torch.arange(kept, device=keys.device).expand(len(keys), -1)
-        q = prompt.q[layer][-self.window :]
+        q, g = prompt.q[layer][-self.window :], self.geometry
         scores = prompt.once(
             ("window_scores", layer, self.window, "sum"),
-            lambda: window_scores(q, keys, self.geometry.scale),
+            lambda: window_scores(q, keys, g.scale, "sum", g.backend),
         )
         scores = pooled(scores, self.kernel)
         scores = torch.nn.functional.pad(scores, (0, len(q)), value=torch.inf)

@@ -137,10 +137,13 @@ class SnapKV(Method):
         def observed():
             keys, _ = view.prompt(layer, slot, prompt.length)
             q = prompt.q[layer][-self.window :]
-            return window_scores(q, keys, self.geometry.scale, self.group)
+            return self._paid(q, keys)
 
         scores = prompt.once(("window_scores", layer, self.window, self.group), observed)
         return self._smooth(scores)
+
+    def _paid(self, q, keys):
+        return window_scores(q, keys, self.geometry.scale, self.group, self.geometry.backend)
 
     def _smooth(self, scores):
         scores = pooled(scores, self.kernel, self.pool)
@@ -192,7 +195,7 @@ class SnapKV(Method):
                 continue
             held = keys[slot, :, : count[slot]]
             q = self.queries[layer, slot]
-            scores = self._smooth(window_scores(q, held, self.geometry.scale, self.group))
+            scores = self._smooth(self._paid(q, held))
             tokens = longest[slot].gather(-1, best(scores, goal))
             kept.tokens[layer, slot, :, :goal] = tokens
             kept.held[layer, slot] = count[slot] = goal

@@ -64,7 +64,8 @@ class TOVA(Method):
             tokens = tokens.expand(self.kept.tokens.shape[2], -1)
         else:
             keys, _ = view.prompt(layer, slot, prompt.length)
-            scores = received(prompt.q[layer][-1:], keys, self.geometry.scale)
+            q, g = prompt.q[layer][-1:], self.geometry
+            scores = received(q, keys, g.scale, g.backend)
             tokens = best(self._shared(scores), most)
         limit = min(most + 1, prompt.length + prompt.max_new)
         self.kept.start(layer, slot, tokens, tokens.shape[-1], limit)
