@@ -152,7 +152,7 @@ def _leave(part_o, part_l, slot, out, level, G: tl.constexpr, DIMS: tl.constexpr
     tl.store(part_l + at, level, mask=row < G)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["live"])  # a method's part of all rows' flags
 def _attend(
     queries,  # [B, Hq, D] after RoPE
     k_pool,  # [pages, Hkv, PAGE, D]
@@ -161,6 +161,7 @@ def _attend(
     lens,  # [B]
     lists,  # [B, H, n] pieces of LIST tokens, strides below, the last one 1
     counts,  # [B, H] pieces of them to read, strides below
+    live,  # [B] rows that go on
     best,  # [B, Hq] match keys
     picked,  # [B, Hq] out: the keys as used here
     row_lse,  # [B, Hq, K] the ring's
@@ -183,6 +184,7 @@ def _attend(
     scale,
     MATCHED: tl.constexpr,  # spans start where the heads' matches say, tails are apart
     WHOLE: tl.constexpr,  # one missing head makes its group attend exactly
+    LIVE: tl.constexpr,  # some rows may be finished
     LIST: tl.constexpr,  # tokens of a piece; 0: ranges
     H: tl.constexpr,  # spans per row: Hkv, or Hq for lists per query head
     HKV: tl.constexpr,
@@ -234,6 +236,9 @@ def _attend(
             elif LIST > 0:
                 listed = group // H * count_row + group % H * count_head
                 keys = tl.load(counts + listed, mask=real, other=0).to(tl.int32) * LIST
+            if LIVE:  # of a finished row one piece, which keeps its output finite
+                going = tl.load(live + group // H, mask=real, other=0)
+                keys = tl.where(going, keys, tl.minimum(keys, 1 if LIST == 0 else LIST))
             weight = tl.where(real & (keys > 0), tl.cdiv(keys, N) + W, 0)
             cut = tl.cumsum(weight, 0)
             total = tl.sum(weight, 0)
@@ -367,6 +372,7 @@ def attend(
     piece: int = PAGE,
     output: Tensor | None = None,
     lse: Tensor | None = None,
+    live: Tensor | None = None,
 ) -> Tensor:
     """Attention of q [B, Hq, d] over the first lens [B] keys -> [B, Hq, d].
 
@@ -374,11 +380,13 @@ def attend(
     k, v: HND pools [pages, Hkv, 16, d]; table [B, M] physical pages. With lists [B, H, n] and
     counts [B, H] (H = `work.spans` divided among the batch; integers of any kind, a list's items
     side by side), only over the first counts of the listed pieces, in units of `piece` tokens (16:
-    pages, 1: tokens) and inside lens.
+    pages, 1: tokens) and inside lens. What comes out of rows that are not live [B] means nothing,
+    but is finite: they cost next to nothing.
     """
     if lists is not None:
         assert counts is not None and lists.stride(-1) == 1, "the items of a list lie together"
-    spans(work, q, k, v, table, lens, scale, lists, counts, piece if lists is not None else 0)
+    piece = piece if lists is not None else 0
+    spans(work, q, k, v, table, lens, scale, lists, counts, piece, live=live)
     tiling, (batch, q_heads, d) = work.tiling, q.shape
     output = work.output if output is None else output
     _finish[batch * q_heads, tiling.split](
@@ -418,6 +426,7 @@ def spans(
     band: int = 0,
     sink: int = 0,
     whole: bool = False,
+    live: Tensor | None = None,
 ) -> None:
     """The first launch: partial summaries of every span in `work`. rows: a ring's lse and chain."""
     tiling = work.tiling
@@ -431,6 +440,7 @@ def spans(
         lens,
         work.cuts if lists is None else lists,
         work.cuts if counts is None else counts,
+        work.cuts if live is None else live,
         work.best,
         work.picked,
         lse,
@@ -453,6 +463,7 @@ def spans(
         scale,
         MATCHED=rows is not None,
         WHOLE=whole,
+        LIVE=live is not None,
         LIST=piece,
         H=work.spans,
         HKV=work.kv_heads,

@@ -327,13 +327,15 @@ def step(
     min_context: int = 0,
     max_chain: int | None = None,
     whole: bool = False,
+    live: Tensor | None = None,
 ) -> Tensor:
     """One MAC step of every row -> [B, Hq, d] in `work.output`; the ring holds the new rows.
 
     q_pre, q [B, Hq, d] contiguous: the query as matched, and after RoPE; this token's K/V is in
     the cache, so lens >= 1. band, sink, min_context, max_chain, whole: `Mac`'s r, sink,
     min_context, max_chain, refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]`
-    before the first step; each step leaves it so. `hits` says what was matched.
+    before the first step; each step leaves it so. `hits` says what was matched. Rows that are not
+    live [B] attend to their tails alone.
     """
     if ring.axes is not None:
         q_pre = turned(q_pre, ring.axes)
@@ -351,6 +353,7 @@ def step(
         band=band,
         sink=sink,
         whole=whole,
+        live=live,
     )
     merge(work, ring, q_pre, lens, tau, band, sink, whole)
     return work.output

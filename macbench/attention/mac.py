@@ -390,6 +390,7 @@ class Kernel:
             m.min_context,
             m.max_chain,
             m.refresh_mixed_groups,
+            view.live,
         )
 
     def matched(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -51,12 +51,14 @@ class Attend(Protocol):
         v: Tensor,
         table: Tensor,
         lens: Tensor,
+        live: Tensor,
         lists: Tensor | None = None,
         counts: Tensor | None = None,
         piece: int = PAGE,
     ) -> tuple[Tensor, Tensor]:
         """q [B, Hq, d] over the first lens [B] keys, or of lists [B, H, n] the first counts [B, H]
-        pieces of `piece` tokens -> o [B, Hq, d], lse [B, Hq]."""
+        pieces of `piece` tokens -> o [B, Hq, d], lse [B, Hq]; of rows that are not live [B], what
+        is finite."""
 
 
 class Triton:
@@ -69,7 +71,7 @@ class Triton:
     def plan(self, table: Tensor, lens: list[int], lists: Lists | None = None) -> None:
         pass
 
-    def over(self, q, k, v, table, lens, lists=None, counts=None, piece=PAGE):
+    def over(self, q, k, v, table, lens, live, lists=None, counts=None, piece=PAGE):
         from macbench.kernels import attend
         from macbench.kernels.workspace import Workspace, choose_tiling
 
@@ -82,7 +84,7 @@ class Triton:
         output = torch.empty(q.shape, dtype=g.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         work, q = self.work[spans], q.contiguous()
-        attend.attend(work, q, k, v, table, lens, g.scale, lists, counts, piece, output, lse)
+        attend.attend(work, q, k, v, table, lens, g.scale, lists, counts, piece, output, lse, live)
         return output, lse
 
 
@@ -173,11 +175,11 @@ class FlashInfer(Triton):
         filled = self.listed.indices[: sum(counts)]  # by `over`, in every layer
         self.listed.plan(counts, last, filled, heads, 1, lists.piece, g)
 
-    def over(self, q, k, v, table, lens, lists=None, counts=None, piece=PAGE):
+    def over(self, q, k, v, table, lens, live, lists=None, counts=None, piece=PAGE):
         if lists is None and self.whole is not None:
             return self.whole.over(q.contiguous(), k, v)
         if lists is None or self.listed is None:
-            return super().over(q, k, v, table, lens, lists, counts, piece)
+            return super().over(q, k, v, table, lens, live, lists, counts, piece)
         lists = lists.long()
         rows, n, most = lists.shape
         start, indices = self.listed.start, self.listed.indices

@@ -149,7 +149,8 @@ class View:
         k, v, scale = self.k[layer], self.v[layer], self.cache.geometry.scale
         if self.kernels is not None and starts is None and ends is None:
             lists, piece = (pages, paged.PAGE) if tokens is None else (tokens, 1)
-            return self.kernels.over(q, k, v, self.table, self.lens, lists, counts, piece)
+            rows = self.table, self.lens, self.live
+            return self.kernels.over(q, k, v, *rows, lists, counts, piece)
         if tokens is not None:
             assert counts is not None
             return paged.attend_tokens(q, k, v, self.table, tokens, counts, scale)

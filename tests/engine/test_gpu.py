@@ -143,7 +143,7 @@ def test_flashinfer_attends_like_torch(flashinfer, lens):
         page = torch.arange(20, device="cuda").expand(3, 2, -1)
         counts = ((now + 15) // 16)[:, None].expand(3, 2)
         exact = paged.attend_pages(*inputs, page, counts, now, g.scale)
-        alike(kernels.over(*inputs, now), exact)
+        alike(kernels.over(*inputs, now, now > 0), exact)
 
 
 @pytest.mark.parametrize("piece", [paged.PAGE, 1], ids=["pages", "tokens"])
@@ -168,7 +168,7 @@ def test_flashinfer_attends_over_lists_like_torch(flashinfer, piece, per_row):
         kernels.plan(table, list(now), Lists(own, piece, per_row))
 
     def ours():
-        return kernels.over(q, k, v, table, lens, lists, counts, piece)
+        return kernels.over(q, k, v, table, lens, lens > 0, lists, counts, piece)
 
     def exact():
         if piece == 1:
