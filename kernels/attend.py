@@ -34,24 +34,31 @@ def _hits(key, threshold, band, sink, end):
 
 
 @triton.jit
+def _pieces(lists, index, size, LIST: tl.constexpr):
+    """The pieces of a list that hold the index-th tokens, or the last one."""
+    if LIST > 0:
+        return tl.load(lists + tl.minimum(index, size - 1) // LIST).to(tl.int32)
+    else:
+        return index
+
+
+@triton.jit
 def _pages(
     table,
-    lists,
+    piece,
     base,
     lead,
     index,
-    size,
     LIST: tl.constexpr,
     SINK: tl.constexpr,
     PAGE: tl.constexpr,
 ):
     """(position, physical page) of the index-th key of a span.
 
-    A span is a range from `base` behind `lead` keys of the start, or what its list names, in pieces
-    of LIST tokens. Positions are held inside the sequence; the caller masks what is too much.
+    A span is a range from `base` behind `lead` keys of the start, or pieces of LIST tokens that a
+    list names. Positions are held inside the sequence; the caller masks what is too much.
     """
     if LIST > 0:
-        piece = tl.load(lists + tl.minimum(index, size - 1) // LIST).to(tl.int32)
         position = piece * LIST + index % LIST
     elif SINK:
         position = tl.where(index < lead, index, base + index - lead)
@@ -100,17 +107,21 @@ def _partial(
     out = tl.zeros([16, DIMS], tl.float32)
     most = size - 1
     index = tl.minimum(chunk * N + token, most)
-    position, page = _pages(table, lists, base, lead, index, size, LIST, SINK, PAGE)
+    piece = _pieces(lists, index, size, LIST)
+    position, page = _pages(table, piece, base, lead, index, LIST, SINK, PAGE)
+    piece = _pieces(lists, tl.minimum(index + N, most), size, LIST)
     for c in range(chunk, chunks):
         at = c * N + token
         place = ((page * HKV + head) * PAGE + position % PAGE) * D
         keys = _vectors(k_pool, place, dims, D)
         values = _vectors(v_pool, place, dims, D)
         seen = (at < size) & (position < end)
-        # the next chunk's pages are on their way while this one is multiplied
+        # the next chunk's pages, and what the list names behind it, are on their way while this
+        # one is multiplied: neither waits for the other
         index = tl.minimum(at + N, most)
         here = position
-        position, page = _pages(table, lists, base, lead, index, size, LIST, SINK, PAGE)
+        position, page = _pages(table, piece, base, lead, index, LIST, SINK, PAGE)
+        piece = _pieces(lists, tl.minimum(index + N, most), size, LIST)
         if WIDE:
             score = tl.dot(q, tl.trans(keys), input_precision="ieee")
         else:
