@@ -22,9 +22,10 @@ from macbench.kernels.draws import BITS, drawn
 from macbench.kernels.workspace import power
 
 PARTS = 3  # of a number
-RANKED = 128  # tokens of a program of `_rank`, and as many at a time that they are compared with
+RANKED = 128  # tokens of a program of `_rank`,
+OTHERS = 32  # and those that they are compared with at a time
 CENTRES = 64  # of a program of `_means`, and at a time in `_assign`
-ROOM = 2**14  # numbers of the points that a program holds at a time
+ROOM = 2**14  # numbers of the points that a program of these holds at a time
 
 
 @triton.jit
@@ -33,14 +34,6 @@ def _block(whole, size, blocks):
     group = tl.program_id(1)
     start = group % blocks * size
     return group // blocks, start, tl.where(group % blocks + 1 < blocks, size, whole - start)
-
-
-@triton.jit
-def _parts(x):
-    first = x.to(tl.bfloat16)
-    rest = x - first.to(tl.float32)
-    second = rest.to(tl.bfloat16)
-    return first, second, (rest - second.to(tl.float32)).to(tl.bfloat16)
 
 
 @triton.jit
@@ -53,10 +46,13 @@ def _load(parts, step, at, there):
 
 @triton.jit
 def _store(parts, step, at, x, there):
-    first, second, third = _parts(x)
+    kind = parts.dtype.element_ty
+    first = x.to(kind)
+    rest = x - first.to(tl.float32)
+    second = rest.to(kind)
     tl.store(parts + at, first, there)
     tl.store(parts + step + at, second, there)
-    tl.store(parts + 2 * step + at, third, there)
+    tl.store(parts + 2 * step + at, (rest - second.to(tl.float32)).to(kind), there)
 
 
 @triton.jit
@@ -102,21 +98,21 @@ def _rank(
     size,
     blocks,
     DRAWN: tl.constexpr,
-    TILE: tl.constexpr,
+    RANKED: tl.constexpr,
+    OTHERS: tl.constexpr,
 ):
     """Among tokens that are alike, the lower position comes first."""
     head, start, n = _block(whole, size, blocks)
-    begin = tl.program_id(0) * TILE
+    begin = tl.program_id(0) * RANKED
     if begin < n:
-        lane = tl.arange(0, TILE)
         state = drawn(drawn(drawn(tl.zeros([], tl.int64), key), layer), head)
-        token = begin + lane
+        token = begin + tl.arange(0, RANKED)
         base = head.to(tl.int64) * whole + start
         position = first + start
         mine = _sought(labels, base + token, token < n, state, position + token, DRAWN)
-        rank = tl.zeros([TILE], tl.int32)
-        for tile in range(0, n, TILE):
-            other = tile + lane
+        rank = tl.zeros([RANKED], tl.int32)
+        for tile in range(0, n, OTHERS):
+            other = tile + tl.arange(0, OTHERS)
             theirs = _sought(labels, base + other, other < n, state, position + other, DRAWN)
             less = theirs[None, :] < mine[:, None]
             tie = (theirs[None, :] == mine[:, None]) & (other[None, :] < token[:, None])
@@ -168,7 +164,7 @@ def _means(
             count += tl.sum(mine.to(tl.int32), 1)
             at = (base + tile + lane)[:, None] * DIMS + dim[None, :]
             p, q, r = _load(points, step, at, there[:, None])
-            mine = mine.to(tl.bfloat16)
+            mine = mine.to(p.dtype)
             # tensor cores cut off what they add; between tiles sums are rounded
             part = tl.dot(mine, r)
             part = tl.dot(mine, q, part)
@@ -225,8 +221,8 @@ def _assign(
         row = head.to(tl.int64) * clusters + start // EACH
         for tile in range(0, n // EACH, CENTRES):
             held = tile + lane < n // EACH
-            at = (row + tile + lane)[:, None] * DIMS + dim[None, :]
-            a, b, c = _load(centres, heads * clusters * DIMS, at, held[:, None])
+            place = (row + tile + lane)[:, None] * DIMS + dim[None, :]
+            a, b, c = _load(centres, heads * clusters * DIMS, place, held[:, None])
             square = tl.load(squares + row + tile + lane, held, float("inf"))
             product = tl.dot(p, tl.trans(c))
             product = tl.dot(q, tl.trans(b), product)
@@ -235,8 +231,8 @@ def _assign(
             product = tl.dot(q, tl.trans(a), product)
             product = tl.dot(p, tl.trans(a), product)
             # squared distances, less the square of the point
-            apart, at = tl.min(square[None, :] - 2 * product, 1, return_indices=True)
-            nearest = tl.where(apart < best, tile + at, nearest)
+            apart, which = tl.min(square[None, :] - 2 * product, 1, return_indices=True)
+            nearest = tl.where(apart < best, tile + which, nearest)
             best = tl.minimum(apart, best)
         tl.store(labels + base + token, nearest, token < n)
 
@@ -258,15 +254,16 @@ def clusters(
     in the order of clusters, and mean values fp32, if there are any. key, layer: of the draws."""
     heads, n, d = points.shape
     dims = max(16, power(d))
-    per_program = min(128, ROOM // dims)  # points
+    per_program, at_a_time = min(128, ROOM // dims), min(CENTRES, ROOM // (2 * dims))
     longest = max(size if blocks > 1 else 0, n - (blocks - 1) * size)
     rows, k = heads * blocks, n // each
 
     def empty(*shape: int, of: torch.dtype) -> Tensor:
         return torch.empty(*shape, dtype=of, device=points.device)
 
-    parts = empty(PARTS, heads, n, dims, of=torch.bfloat16)
-    centres = empty(PARTS, heads, k, dims, of=torch.bfloat16)
+    # the interpreter multiplies none in bf16
+    kind = torch.float32 if points.device.type == "cpu" else torch.bfloat16
+    parts, centres = (empty(PARTS, heads, size, dims, of=kind) for size in (n, k))
     squares = empty(heads, k, of=torch.float32)
     labels, members = (empty(heads, n, of=torch.int32) for _ in range(2))
     counts = empty(heads, k, of=torch.int32)
@@ -274,14 +271,15 @@ def clusters(
     cut = n, size, blocks
 
     def split(x: Tensor, middle: Tensor) -> None:
-        grid = triton.cdiv(n, per_program), heads
-        _split[grid](
-            x, middle, parts, *x.stride()[:2], n, D=d, DIMS=dims, POINTS=per_program, num_warps=4
+        strides, few = x.stride()[:2], per_program // 4
+        _split[(triton.cdiv(n, few), heads)](
+            x, middle, parts, *strides, n, D=d, DIMS=dims, POINTS=few, num_warps=4
         )
 
     def rank(drawn: bool) -> None:
         grid = triton.cdiv(longest, RANKED), rows
-        _rank[grid](labels, members, *where, *cut, DRAWN=drawn, TILE=RANKED, num_warps=4)
+        tiles = {"RANKED": RANKED, "OTHERS": OTHERS}
+        _rank[grid](labels, members, *where, *cut, DRAWN=drawn, **tiles, num_warps=4)
 
     def means(middle: Tensor, before: int, out: Tensor | None = None) -> None:
         _means[(triton.cdiv(longest // each, CENTRES), rows)](
@@ -302,7 +300,7 @@ def clusters(
             POINTS=per_program,
             CENTRES=CENTRES,
             LAST=out is not None,
-            num_warps=4,
+            num_warps=8,
             num_stages=2,
         )
 
@@ -321,8 +319,8 @@ def clusters(
             EACH=each,
             DIMS=dims,
             POINTS=per_program,
-            CENTRES=CENTRES,
-            num_warps=4,
+            CENTRES=at_a_time,
+            num_warps=4 if dims <= 64 else 8,
             num_stages=2,
         )
     rank(drawn=False)
