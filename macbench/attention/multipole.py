@@ -175,7 +175,7 @@ class Multipole(Method):
             else:
                 draws = self.key[slot], layer, head, position
                 made.append(self._clusters(*draws, points, v, self.iterations))
-        return [torch.cat(blocks, 1) for blocks in zip(*made, strict=True)]
+        return [torch.cat(parts, 1) for parts in zip(*made, strict=True)]
 
     def _kept(self):
         kept = (self.keys, self.counts, self.members)
