@@ -87,7 +87,7 @@ def _sought(labels, at, there, state, position, DRAWN: tl.constexpr):
     return tl.load(labels + at, there, 0)
 
 
-@triton.jit(do_not_specialize=["key", "layer", "first"])
+@triton.jit(do_not_specialize=["key", "layer", "first", "blocks"])
 def _rank(
     labels,  # [H, whole]; out where DRAWN: each token's place in the order of draws
     members,  # [H, whole] out elsewhere: positions of tokens in the order of labels
@@ -124,7 +124,7 @@ def _rank(
             tl.store(members + base + rank, position + token, token < n)
 
 
-@triton.jit(do_not_specialize=["key", "layer", "first", "before"])
+@triton.jit(do_not_specialize=["key", "layer", "first", "before", "blocks", "clusters"])
 def _means(
     points,  # [PARTS, H, whole, DIMS]
     labels,  # [H, whole]
@@ -192,7 +192,7 @@ def _means(
             _store(centres, step, row[:, None] * DIMS + dim[None, :], centre, held[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks", "clusters"])
 def _assign(
     points,  # [PARTS, H, whole, DIMS]
     centres,  # [PARTS, H, clusters, DIMS]
