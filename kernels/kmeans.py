@@ -25,7 +25,9 @@ PARTS = 3  # of a number
 RANKED = 128  # tokens of a program of `_rank`,
 OTHERS = 32  # and those that they are compared with at a time
 CENTRES = 64  # of a program of `_means`, and at a time in `_assign`
-ROOM = 2**14  # numbers of the points that a program of these holds at a time
+# numbers of the points that a program of these holds at a time
+ROOM = 2**14  # with 227 KB of shared memory a multiprocessor, as compute capabilities 9 and 10 have,
+LITTLE_ROOM = 2**13  # and with 99 KB, as the others have
 
 
 @triton.jit
@@ -253,8 +255,10 @@ def clusters(
     points fp32 [H, clusters, d] and numbers of tokens int32 [H, clusters], positions int32 [H, n]
     in the order of clusters, and mean values fp32, if there are any. key, layer: of the draws."""
     heads, n, d = points.shape
-    dims = max(16, power(d))
-    per_program, at_a_time = min(128, ROOM // dims), min(CENTRES, ROOM // (2 * dims))
+    dims, on_cpu = max(16, power(d)), points.device.type == "cpu"
+    large = on_cpu or torch.cuda.get_device_properties(points.device).major in (9, 10)
+    room = ROOM if large else LITTLE_ROOM
+    per_program, at_a_time = min(128, room // dims), min(CENTRES, room // (2 * dims))
     longest = max(size if blocks > 1 else 0, n - (blocks - 1) * size)
     rows, k = heads * blocks, n // each
 
@@ -262,7 +266,7 @@ def clusters(
         return torch.empty(*shape, dtype=of, device=points.device)
 
     # the interpreter multiplies none in bf16
-    kind = torch.float32 if points.device.type == "cpu" else torch.bfloat16
+    kind = torch.float32 if on_cpu else torch.bfloat16
     parts, centres = (empty(PARTS, heads, size, dims, of=kind) for size in (n, k))
     squares = empty(heads, k, of=torch.float32)
     labels, members = (empty(heads, n, of=torch.int32) for _ in range(2))
