@@ -26,8 +26,8 @@ RANKED = 128  # tokens of a program of `_rank`,
 OTHERS = 32  # and those that they are compared with at a time
 CENTRES = 64  # of a program of `_means`, and at a time in `_assign`
 # numbers of the points that a program of these holds at a time
-ROOM = 2**14  # with 227 KB of shared memory a multiprocessor, as compute capabilities 9 and 10 have,
-LITTLE_ROOM = 2**13  # and with 99 KB, as the others have
+ROOM = 2**14  # with the 227 KB of shared memory of compute capabilities 9 and 10
+LITTLE_ROOM = 2**13  # with the 99 KB of others
 
 
 @triton.jit
