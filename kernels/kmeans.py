@@ -158,12 +158,12 @@ def _means(
         base = head.to(tl.int64) * whole + start
         step = (tl.num_programs(1) // blocks).to(tl.int64) * whole * DIMS
         total = tl.zeros([CENTRES, DIMS], tl.float32)
-        count = tl.zeros([CENTRES], tl.int32)
+        hits = tl.zeros([CENTRES, POINTS], tl.int32)
         for tile in range(0, n, POINTS):
             there = tile + lane < n
             label = tl.load(labels + base + tile + lane, there, -1)
             mine = number[:, None] == label[None, :]
-            count += tl.sum(mine.to(tl.int32), 1)
+            hits += mine.to(tl.int32)
             at = (base + tile + lane)[:, None] * DIMS + dim[None, :]
             p, q, r = _load(points, step, at, there[:, None])
             mine = mine.to(p.dtype)
@@ -172,6 +172,7 @@ def _means(
             part = tl.dot(mine, q, part)
             total += tl.dot(mine, p, part)
         held = number < n // EACH
+        count = tl.sum(hits, 1)
         some = (count > 0)[:, None]
         size_of = tl.maximum(count, 1).to(tl.float32)[:, None] + tl.zeros_like(total)
         mean = tl.div_rn(total, size_of)
