@@ -42,6 +42,7 @@ from macbench.kernels.paged import wide
 
 BLOCK = 8192  # prompt tokens clustered together; up to half as many more or fewer in the last block
 QUERY = 2048  # where queries are rotated to for the centroids, if the prompt reaches so far
+TOGETHER = 4  # blocks in the kernels' memory at a time
 LATER = 4  # iterations while decoding
 
 
@@ -141,19 +142,40 @@ class Multipole(Method):
             self.turn[:, slot] = torch.cat(turn)
         if not far:
             return
+        knobs = self.per_cluster, self.interval, self.sink, self.iterations, self.replacement
+        made = prompt.once(
+            ("clusters", layer, *knobs), lambda: self._prompt_clusters(layer, slot, prompt, view)
+        )
+        for kept, new in zip(self._kept(), made, strict=True):
+            kept[layer, slot, :, : new.shape[1]] = new
+
+    def _prompt_clusters(self, layer, slot, prompt, view):
+        """What `_kept` is to hold of a prompt's clusters: [Hkv, clusters or tokens, …] each."""
         keys, values = view.prompt(layer, slot, prompt.length)
         head = torch.arange(len(keys), device=keys.device)[:, None]
-        whole, size = far * self.interval, max(BLOCK // self.interval, 1) * self.interval
+        whole = self._far(prompt.length) * self.interval
+        size = max(BLOCK // self.interval, 1) * self.interval
         blocks = max((whole + size // 2) // size, 1)
-        for i in range(blocks):
-            at = slice(i * size, whole if i + 1 == blocks else (i + 1) * size)
-            position = self.sink + torch.arange(at.start, at.stop, device=keys.device)
-            points = self.unrotate(keys[:, position], position, self.regime[slot])
-            v, key = values[:, position], self.key[slot]
-            made = self._clusters(key, layer, head, position, points, v, self.iterations)
-            part = slice(at.start // self.per_cluster, at.stop // self.per_cluster)
-            for kept, new in zip(self._kept(), made, strict=True):
-                kept[layer, slot, :, at if kept is self.members else part] = new.to(kept.dtype)
+        kernels = self.geometry.backend != "torch"
+        together = TOGETHER if kernels else 1
+        made = []
+        for i in range(0, blocks, together):
+            count = min(together, blocks - i)
+            first = self.sink + i * size
+            end = self.sink + whole if i + count == blocks else first + count * size
+            position = torch.arange(first, end, device=keys.device)
+            points = self.unrotate(keys[:, first:end], position, self.regime[slot])
+            v = values[:, first:end]
+            if kernels:
+                from macbench.kernels.kmeans import clusters
+
+                v = v if self.replacement else None
+                draws, per = (prompt.key, layer, first), self.per_cluster
+                made.append(clusters(points, v, *draws, size, count, per, self.iterations))
+            else:
+                draws = self.key[slot], layer, head, position
+                made.append(self._clusters(*draws, points, v, self.iterations))
+        return [torch.cat(parts, 1) for parts in zip(*made, strict=True)]
 
     def _kept(self):
         kept = (self.keys, self.counts, self.members)

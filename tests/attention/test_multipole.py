@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from macbench.attention import create
+from macbench.attention import Prompt, create
 from macbench.attention.kmeans import cluster, means
 from macbench.attention.rng import uniform
 from macbench.attention.unrotate import Unrotate
@@ -193,6 +193,34 @@ def test_a_prompt_is_clustered_in_blocks_of_its_own(monkeypatch):
         assert method.counts[0, 0, 0, : len(clusters)].tolist() == [len(c) for c in clusters]
         listed = [p for c in clusters for p in c]
         assert method.members[0, 0, 0, : len(listed)].tolist() == listed
+
+
+def test_clusters_are_made_once_for_what_they_depend_on():
+    """Of methods that begin together, those that differ in budget alone share; each has what it
+    has alone."""
+    case = problem(lengths=(90,), layers=2)
+    knobs = [{**SMALL, "budget": budget} for budget in (0.5, 0.7)]
+    others = {"per_cluster": 2, "interval": 16, "sink": 3, "iterations": 1, "replacement": False}
+    knobs += [{**SMALL, name: value} for name, value in others.items()]
+    methods, alone = ([create("multipole", own) for own in knobs] for _ in range(2))
+    view, s = cached(case), case.sequences[0]
+    prompt = Prompt(s.length, case.steps, s.length, s.key)
+    borrowed = []
+    for method in methods:
+        allocate(method, case)
+    for layer in range(2):
+        for method in methods:
+            prompt.borrowed = []
+            method.begin(layer, 0, prompt, view)
+            borrowed.append(len(prompt.borrowed))
+        prompt.shared.clear()
+    assert borrowed == 2 * [0, 1, 0, 0, 0, 0, 0]
+    for method, other in zip(methods, alone, strict=True):
+        allocate(other, case)
+        start(other, case, view)
+        assert all(map(torch.equal, method._kept(), other._kept()))
+        assert method.counts.any()
+        assert torch.equal(method.limit, other.limit)
 
 
 def clustered(keys, members, counts, q, limit, **knobs):
