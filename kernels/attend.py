@@ -59,7 +59,9 @@ def _pages(
     list names. Positions are held inside the sequence; the caller masks what is too much.
     """
     if LIST > 0:
-        position = piece * LIST + index % LIST
+        # Triton pipelines no loop that hands a value on as it came: without the maximum, which
+        # changes nothing, a list of tokens would
+        position = tl.maximum(piece, 0) * LIST + index % LIST
     elif SINK:
         position = tl.where(index < lead, index, base + index - lead)
     else:

@@ -370,7 +370,7 @@ def _merge(
     level = tl.load(lse + head).to(tl.float32) * LOG2E
     here = head.to(tl.int64) * D + dim
     own = tl.load(exact + here, dim < D, 0.0).to(tl.float32)
-    higher = tl.maximum(top, level)  # finite: the newest token is attended to
+    higher = tl.maximum(top, level)  # finite: some token is attended to
     weight, shrink = tl.exp2(level - higher), tl.exp2(top - higher)
     out = (out * shrink + own * weight) / (mass * shrink + weight)
     tl.store(output + here, out.to(output.dtype.element_ty), dim < D)

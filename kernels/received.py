@@ -13,7 +13,7 @@ Torch reference: `macbench.attention.observed.received`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -199,17 +199,16 @@ def received(q: Tensor, keys: Tensor, scale: float, tiling: Tiling | None = None
     (w, heads, d), (kv_heads, length) = q.shape, keys.shape[:2]
     assert q.stride(2) == keys.stride(2) == 1
     tiling = tiling or default_tiling(q.dtype, d)
-    rows, columns = tiling.rows, tiling.columns
-    slots = tiling.resident
-    if q.is_cuda:
-        slots *= torch.cuda.get_device_properties(q.device).multi_processor_count
+    few = max(64, triton.next_power_of_2(w))  # a window's queries fill no large tile
+    small = replace(tiling, rows=few, warps=4, resident=4) if few < tiling.rows else tiling
+    sms = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
 
-    def grid(own: int, other: int) -> tuple[int, int, int]:
-        tiles = triton.cdiv(own, rows)
-        parts = tiling.parts or choose_splits(heads * tiles, triton.cdiv(other, columns), slots)
+    def grid(tiling: Tiling, own: int, other: int) -> tuple[int, int, int]:
+        tiles, others = triton.cdiv(own, tiling.rows), triton.cdiv(other, tiling.columns)
+        parts = tiling.parts or choose_splits(heads * tiles, others, tiling.resident * sms)
         return heads, tiles, parts
 
-    def launch(kernel, programs: tuple[int, int, int], *tensors: Tensor) -> None:
+    def launch(kernel, tiling: Tiling, programs: tuple[int, int, int], *tensors: Tensor) -> None:
         kernel[programs](
             q,
             keys,
@@ -224,8 +223,8 @@ def received(q: Tensor, keys: Tensor, scale: float, tiling: Tiling | None = None
             G=heads // kv_heads,
             D=d,
             DIMS=max(16, triton.next_power_of_2(d)),
-            M=rows,
-            N=columns,
+            M=tiling.rows,
+            N=tiling.columns,
             num_warps=tiling.warps,
             num_stages=tiling.stages,
             enable_fp_fusion=True,
@@ -234,11 +233,11 @@ def received(q: Tensor, keys: Tensor, scale: float, tiling: Tiling | None = None
     def empty(parts: int, size: int) -> Tensor:
         return torch.empty(parts, heads, size, dtype=torch.float32, device=q.device)
 
-    programs = grid(w, length)
+    programs = grid(small, w, length)
     levels = empty(programs[-1], w)
-    launch(_levels, programs, levels)
+    launch(_levels, small, programs, levels)
     level = levels[0] if len(levels) == 1 else levels.mul_(LN2).logsumexp(0) / LN2
-    programs = grid(length, w)
+    programs = grid(tiling, length, w)
     sums = empty(programs[-1], length)
-    launch(_sums, programs, level, sums)
+    launch(_sums, tiling, programs, level, sums)
     return sums[0] if len(sums) == 1 else sums.sum(0)

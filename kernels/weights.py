@@ -1,7 +1,8 @@
 """What a decode step's query heads pay to listed tokens, in one Triton launch.
 
-Attention over the list has been computed before, so a probability is exp(logit - lse). Torch
-reference: `macbench.engine.view.View.weights`.
+Attention over the list has been computed before, so a probability is exp(logit - lse). (Of a
+row that has finished, whose attention was cut short, it may be infinite; its list no longer
+changes.) Torch reference: `macbench.engine.view.View.weights`.
 """
 
 from __future__ import annotations

@@ -41,18 +41,22 @@ class Tiling:
     pdl: bool = False
 
 
-def choose_tiling(groups: int, d: int, device: torch.device) -> Tiling:
+def choose_tiling(groups: int, d: int, dtype: torch.dtype, device: torch.device) -> Tiling:
     """The measured choice for this many groups (rows x KV heads) of head dimension d.
 
-    docs/kernels.md has the times behind it. On a CPU (the interpreter): few programs.
+    docs/kernels.md has the times behind it; vectors of more than 256 bytes were not timed, their
+    chunks are cut so that as many programs fit. On a CPU (the interpreter): few programs.
     """
     if device.type == "cpu":
         return Tiling(programs=4, tokens=32, rows=32, partials=4)
     card = torch.cuda.get_device_properties(device)
     sms, pdl = card.multi_processor_count, card.major >= 9
+    vector = power(d) * dtype.itemsize
+    tokens, stages = 64 if vector <= 256 else 32, 3 if vector <= 512 else 2
     if groups < 64:  # latency counts: small pieces, and all programs at once on a long span
-        return Tiling(2 * sms, 64, 4, 3, None, 16, 4, 1, 8, 64, 4, pdl=pdl)
-    return Tiling(3 * sms, 64, 4, 3, 168, 64, 4, 2, 4, 16, pdl=pdl)
+        return Tiling(2 * sms, tokens, 4, stages, None, 16, 4, 1, 8, 64, 4, pdl=pdl)
+    resident = 3 if vector <= 512 else 2
+    return Tiling(resident * sms, tokens, 4, stages, 168, 64, 4, 2, 4, 16, pdl=pdl)
 
 
 class Workspace:

@@ -351,7 +351,7 @@ class Kernel:
         best = self.limits.expand(shape).clone()
         self.picked = self.limits.expand(shape).clone()
         self.chain = torch.zeros(shape, dtype=torch.int32, device=g.device)
-        tiling = choose_tiling(slots * g.kv_heads, g.head_dim, g.device)
+        tiling = choose_tiling(slots * g.kv_heads, g.head_dim, g.dtype, g.device)
         work = Workspace(slots, g.q_heads, g.kv_heads, g.head_dim, g.dtype, g.device, tiling)
         kept = zip(best, self.picked, self.chain, strict=True)
         self.works = [work.layer(*own) for own in kept]

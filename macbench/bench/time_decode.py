@@ -150,7 +150,7 @@ def begin(bed: Bed, methods: Sequence[Method], rows: Rows) -> None:
                     q = kept[layer]
                     method.observe(layer, slot, q, q, keys, case.prompt - keep)
                 method.begin(layer, slot, prompt, fork)
-        prompt.shared.clear()
+            prompt.shared.clear()
 
 
 @dataclass

@@ -78,7 +78,7 @@ class Triton:
         g = self.geometry
         spans = g.kv_heads if lists is None else lists.shape[1]
         if spans not in self.work:
-            tiling = choose_tiling(self.rows * spans, g.head_dim, g.device)
+            tiling = choose_tiling(self.rows * spans, g.head_dim, g.dtype, g.device)
             shape = (self.rows, g.q_heads, g.kv_heads, g.head_dim)
             self.work[spans] = Workspace(*shape, g.dtype, g.device, tiling, spans)
         output = torch.empty(q.shape, dtype=g.dtype, device=q.device)

@@ -426,7 +426,7 @@ def compile_kernels() -> None:
             empty(*heads, K, of=torch.int32),
         )
         with recorded(*KERNELS) as launches:
-            tiling = choose_tiling(batch * kv_heads, d, torch.device("cuda"))
+            tiling = choose_tiling(batch * kv_heads, d, torch.bfloat16, torch.device("cuda"))
             work = Workspace(*heads, kv_heads, d, torch.bfloat16, "meta", tiling)
             tensors |= {"live": empty(batch, of=torch.bool)}
             mac.step(work, ring, **tensors, scale=0.1, tau=0.45, band=256, **knobs)
@@ -480,7 +480,8 @@ WHOLE = Case("fp16 1x8x128", kv_heads=1, group=8, d=128, dtype="float16", noise=
 
 
 def card_tiling(case: Case, device: str = "cuda") -> Tiling:
-    return choose_tiling(len(case.lengths) * case.kv_heads, case.d, torch.device(device))
+    dtype = getattr(torch, case.dtype)
+    return choose_tiling(len(case.lengths) * case.kv_heads, case.d, dtype, torch.device(device))
 
 
 class Truth:
@@ -708,7 +709,7 @@ def long_step(shape, context: int, share: float, together: bool, dtype, device, 
 @pytest.mark.parametrize("rows, kv_heads", [(2, 2), (8, 8)])  # few groups, many: other tilings
 @pytest.mark.parametrize("share, together", [(0.0, True), (0.5, True), (0.5, False), (1.0, True)])
 def test_long_contexts_on_a_card(rows, kv_heads, share, together):
-    tiling = choose_tiling(rows * kv_heads, 128, torch.device("cuda"))
+    tiling = choose_tiling(rows * kv_heads, 128, torch.bfloat16, torch.device("cuda"))
     shape = (rows, kv_heads, 4, 128)
     long_step(shape, 131072, share, together, torch.bfloat16, "cuda", tiling)
 

@@ -65,6 +65,7 @@ CASES = [
 ]
 SMALL, LLAMA = Case(4096, 4096, 3, 3, 64, "bfloat16"), Case(2048, 2048, 8, 4, 128, "bfloat16")
 BUILT = [
+    Case(32, 8192, 8, 4, 128, "bfloat16"),  # a window
     SMALL,
     LLAMA,
     replace(SMALL, d=96),
@@ -167,10 +168,9 @@ def compile_kernels() -> None:
         for kernel, args, kwargs in launches:
             built = triton_cases.build(kernel, args, kwargs)
             ptx = built.asm["ptx"]
-            copies = [line for line in ptx.splitlines() if "shared.global" in line]
             facts[kernel.__name__] = {
                 "wgmma": "wgmma.mma_async" in ptx and "mma.sync" not in ptx,
-                "wide copies": bool(copies) and all("cp.async.cg" in c for c in copies),
+                "wide copies": triton_cases.asynchronous(built),
                 "fits": triton_cases.fits(built, case.tiling.resident),
             }
         triton_cases.report(case, facts)

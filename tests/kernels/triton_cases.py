@@ -142,6 +142,13 @@ def build(kernel, args: tuple, kwargs: dict):
     )
 
 
+def asynchronous(built) -> bool:
+    """Whether what goes from the card's memory to shared memory does so 16 bytes at a time and is
+    not waited for: a loop that Triton does not pipeline has other copies, or none."""
+    copies = [line for line in built.asm["ptx"].splitlines() if "shared.global" in line]
+    return bool(copies) and all("cp.async.cg" in line for line in copies)
+
+
 def fits(built, resident: int) -> bool:
     """Whether a multiprocessor's shared memory holds so many programs (1 KB each is reserved)."""
     return resident * (built.metadata.shared + 1024) <= 228 * 1024

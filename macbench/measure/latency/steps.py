@@ -78,7 +78,8 @@ def create(point: Point, bank: Bank, plan: Plan | None, sets: int, seed: int) ->
 def tiling(point: Point, device: torch.device) -> Tiling:
     """The kernels' own choice, and what the point changes of it."""
     shape = point.shape
-    chosen = choose_tiling(shape.batch * shape.kv_heads, shape.d, device)
+    dtype = getattr(torch, shape.dtype)
+    chosen = choose_tiling(shape.batch * shape.kv_heads, shape.d, dtype, device)
     return replace(chosen, **dict(point.tiling))
 
 
