@@ -94,12 +94,12 @@ class Prompt:
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """`make()`, computed once for all methods that derive the same thing from this prompt."""
         if key in self.shared:
-            made, span = self.shared[key]
-            self.borrowed.append(span)
+            made, spans = self.shared[key]
+            self.borrowed += spans
             return made
-        began = self.clock()
-        made = make()
-        self.shared[key] = made, (began, self.clock())
+        began, before = self.clock(), len(self.borrowed)
+        made = make()  # it may borrow, too
+        self.shared[key] = made, [(began, self.clock()), *self.borrowed[before:]]
         return made
 
 

@@ -21,7 +21,7 @@ import torch
 
 from macbench.attention.base import Lists, Method, Needs
 from macbench.attention.budget import check_least, check_share
-from macbench.attention.quantise import BITS, Packed, check_bits
+from macbench.attention.quantise import BITS, Packed, check_bits, quantise
 from macbench.attention.select import best, shared_probability
 from macbench.errors import MacbenchError
 from macbench.kernels import paged
@@ -114,14 +114,19 @@ class DoubleSparsity(Method):
             self.kept[slot] = self.most[slot]
         if layer < self.dense_layers:
             return
-        keys, _ = view.prompt(layer, slot, prompt.length)  # [Hkv, N, d]
-        q = wide(prompt.q[layer][-QUERIES:]).abs().mean(0).view(len(keys), -1, keys.shape[-1])
-        weight = q.sum(1) * wide(keys).abs().mean(1)
-        self.channels[layer, slot] = weight.topk(self.channels.shape[-1], dim=-1).indices
-        index = self.channels[layer, slot][:, None].expand(-1, keys.shape[1], -1)
-        labels = keys.gather(-1, index)
+        r = self.channels.shape[-1]
+
+        def made():
+            keys, _ = view.prompt(layer, slot, prompt.length)  # [Hkv, N, d]
+            q = wide(prompt.q[layer][-QUERIES:]).abs().mean(0).view(len(keys), -1, keys.shape[-1])
+            weight = q.sum(1) * wide(keys).abs().mean(1)
+            channels = weight.topk(r, dim=-1).indices
+            labels = keys.gather(-1, channels[:, None].expand(-1, keys.shape[1], -1))
+            return channels, quantise(labels, self.bits, (1, r)) if self.bits < 16 else labels
+
+        self.channels[layer, slot], labels = prompt.once(("labels", layer, r, self.bits), made)
         if self.bits < 16:
-            self.labels.start(layer, slot, labels)
+            self.labels.place(layer, slot, labels)
         else:
             self.plain[layer, slot, :, : prompt.length] = labels
 

@@ -151,24 +151,33 @@ class Mac(Method):
         With a sink, rows cover [min(sink, E), E) from the start (the authors' code leaves prompt
         rows empty then).
         """
-        self.lse[layer, slot] = -torch.inf
         self.chain[layer, slot] = 0
         if self.match == "random_lag":
             self.accepted[layer, slot] = 0
-        self.key[slot] = prompt.key
+        if layer == 0:
+            self.key[slot] = prompt.key
         q = prompt.q[layer][-self.K :]
-        position = torch.arange(prompt.length - len(q), prompt.length, device=q.device)
-        out, lse = prompt.once(
-            ("mac rows", layer, self.K, self.band, self.sink),
-            lambda: self._prompt_rows(layer, slot, q, position, prompt.length, view),
-        )
-        matched = prompt.q_pre[layer][-self.K :] if self.match_on == "pre_rope" else q
+        n, start = len(q), prompt.length - len(q)
+
+        def by_slot(x):  # [n, Hq, ...] -> [Hq, n, ...], position p at p % K
+            return x.roll(start % self.K, 0).transpose(0, 1)
+
+        def rows():
+            position = torch.arange(start, prompt.length, device=q.device)
+            out, lse = self._prompt_rows(layer, slot, q, position, prompt.length, view)
+            return by_slot(out), by_slot(lse)
+
+        def queries():
+            return by_slot(prompt.q_pre[layer][-self.K :] if self.match_on == "pre_rope" else q)
+
+        out, lse = prompt.once(("mac rows", layer, self.K, self.band, self.sink), rows)
+        matched = prompt.once(("mac queries", layer, self.K, self.match_on), queries)
         if self.fast and self.rotate:
-            matched = self.kernel.turned(layer, matched)
-        at = position % self.K
-        self._parts(layer)[slot][:, at] = self._split(matched).transpose(0, 1)
-        self.outputs[layer, slot, :, at] = out.transpose(0, 1).to(self.outputs.dtype)
-        self.lse[layer, slot, :, at] = lse.T
+            matched = self.kernel.turned(layer, matched.transpose(0, 1)).transpose(0, 1)
+        self._parts(layer)[slot][:, :n] = self._split(matched)
+        self.outputs[layer, slot, :, :n] = out
+        self.lse[layer, slot, :, :n] = lse
+        self.lse[layer, slot, :, n:] = -torch.inf
 
     def _parts(self, layer: int) -> Tensor:
         """The layer's stored queries as [B, Hq, K, d / chunk, chunk]."""

@@ -6,10 +6,13 @@ softmax attention, summed over some of the prompt's queries. Computed once per p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d, max_pool1d
+from torch.nn.functional import avg_pool1d, max_pool1d, pad
 
+from macbench.attention.base import Geometry, Prompt
 from macbench.kernels.paged import wide
 
 BLOCK = 2**25  # logits held at once
@@ -63,7 +66,50 @@ def pooled(scores: Tensor, size: int, pool: str = "max") -> Tensor:
     return smooth(scores[None], size, stride=1, padding=size // 2)[0]
 
 
+def smoothed(scores: Tensor, window: int, kernel: int, pool: str) -> Tensor:
+    """`pooled` scores [H, n] of the tokens before a window, and infinite ones of those in it."""
+    return pad(pooled(scores, kernel, pool), (0, window), value=torch.inf)
+
+
+def ordered(scores: Tensor) -> Tensor:
+    """Positions of scores [..., n] from the highest down; of equals, the lower one first."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices
+
+
+def first(order: Tensor, count: int) -> Tensor:
+    """The first `count` positions of an order [..., n], ascending."""
+    return order[..., :count].sort(-1).values
+
+
 def best(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` highest of scores [..., n], ascending; of equals, the lower ones."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return order[..., :count].sort(-1).values
+    return first(ordered(scores), count)
+
+
+def ranked(
+    prompt: Prompt,
+    layer: int,
+    keys: Callable[[], Tensor],
+    g: Geometry,
+    window: int,
+    kernel: int,
+    pool: str = "max",
+    group: str = "sum",
+    tail: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """What a prompt's last `window` queries make of its tokens: smoothed scores [Hkv, N] and the
+    order of them [Hkv, N]. The window and the last `tail` positions come first, of infinite score.
+
+    keys gives [Hkv, N, d]. Computed once for all methods and budgets that ask for the same.
+    """
+
+    def observed() -> Tensor:
+        return window_scores(prompt.q[layer][-window:], keys(), g.scale, group, g.backend)
+
+    def made() -> tuple[Tensor, Tensor]:
+        scores = prompt.once(("window scores", layer, window, group), observed)
+        scores = smoothed(scores, window, kernel, pool)
+        scores[:, scores.shape[1] - tail :] = torch.inf
+        return scores, ordered(scores)
+
+    return prompt.once(("ranked", layer, window, kernel, pool, group, tail), made)

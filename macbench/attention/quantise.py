@@ -87,7 +87,11 @@ class Packed:
 
     def start(self, layer: int, slot: int, x: Tensor) -> None:
         """The first n positions of one slot, x [Hkv, n, c]."""
-        for part, value in zip(self.parts, quantise(x, self.bits, self.tile), strict=True):
+        self.place(layer, slot, quantise(x, self.bits, self.tile))
+
+    def place(self, layer: int, slot: int, values: tuple[Tensor, Tensor, Tensor]) -> None:
+        """The same of what `quantise` gave."""
+        for part, value in zip(self.parts, values, strict=True):
             part[layer, slot, :, : value.shape[1]] = value
 
     def write(self, layer: int | slice, block: Tensor, x: Tensor) -> None:

@@ -32,7 +32,7 @@ import torch
 
 from macbench.attention.base import Lists, Method, Needs
 from macbench.attention.budget import check_least, check_share
-from macbench.attention.observed import best, pooled, window_scores
+from macbench.attention.observed import first, ranked
 from macbench.attention.select import unroll
 from macbench.errors import MacbenchError
 from macbench.kernels.paged import wide
@@ -152,15 +152,9 @@ class RocketKV(Method):
         """Positions that stage 1 keeps, ascending, [Hkv, kept]."""
         if kept == prompt.length:
             return torch.arange(kept, device=keys.device).expand(len(keys), -1)
-        q, g = prompt.q[layer][-self.window :], self.geometry
-        scores = prompt.once(
-            ("window_scores", layer, self.window, "sum"),
-            lambda: window_scores(q, keys, g.scale, "sum", g.backend),
-        )
-        scores = pooled(scores, self.kernel)
-        scores = torch.nn.functional.pad(scores, (0, len(q)), value=torch.inf)
-        scores[:, prompt.original :] = torch.inf
-        return best(scores, kept)
+        vote = self.window, self.kernel, "max", "sum", prompt.decoded
+        _, order = ranked(prompt, layer, lambda: keys, self.geometry, *vote)
+        return first(order, kept)
 
     def attend(self, layer, q_pre, q, view, trace):
         if layer not in self.sparse:

@@ -31,7 +31,7 @@ from torch import Tensor
 from macbench.attention.base import Lists, Method, Needs
 from macbench.attention.budget import check_share
 from macbench.attention.kept import Kept
-from macbench.attention.observed import best, pooled, window_scores
+from macbench.attention.observed import best, first, ordered, ranked, smoothed, window_scores
 from macbench.errors import MacbenchError
 
 
@@ -114,46 +114,38 @@ class SnapKV(Method):
             tokens = torch.arange(whole, device=view.lens.device)
             tokens = tokens.expand(self.geometry.kv_heads, -1)
         else:
-            scores = self._scores(layer, slot, prompt, view)
-            scores[:, whole - decoded :] = torch.inf
+
+            def keys():
+                return view.prompt(layer, slot, whole)[0]
+
+            vote = self.window, self.kernel, self.pool, self.group, decoded
+            scores, order = ranked(prompt, layer, keys, self.geometry, *vote)
             if self.ada:
-                counts = self._shares(scores[:, : whole - self.window], size - self.window)
-                tokens = ragged(scores, counts)
+                all_heads = prompt.once(
+                    ("all heads", layer, *vote),
+                    lambda: ordered(scores[:, : whole - self.window].flatten()),
+                )
+                counts = self._shares(all_heads, size - self.window)
+                # the longest list; on a card at most that, without waiting for it
+                most = int(counts.max()) if self.geometry.backend == "torch" else len(order) * size
+                tokens = ragged(order[:, :most], counts)
             else:
-                tokens = best(scores, size)
+                tokens = first(order, size)
         self.kept.start(layer, slot, tokens, counts, whole + prompt.max_new)
         self.length[slot] = whole
-        kept = counts if isinstance(counts, int) else counts.double().mean().item()
-        self.mean[layer][slot] = kept
+        self.mean[layer][slot] = counts if isinstance(counts, int) else counts.double().mean()
         if self.recompress:
             last = prompt.q[layer][-self.window :]
             self.queries[layer, slot, self.window - len(last) :] = last
             self.goal[layer][slot], self.count[layer][slot] = goal, tokens.shape[-1] - decoded
             self.late[slot] = decoded
 
-    def _scores(self, layer, slot, prompt, view):
-        """Smoothed scores of the prompt's tokens [Hkv, N]; infinite in the window."""
-
-        def observed():
-            keys, _ = view.prompt(layer, slot, prompt.length)
-            q = prompt.q[layer][-self.window :]
-            return self._paid(q, keys)
-
-        scores = prompt.once(("window_scores", layer, self.window, self.group), observed)
-        return self._smooth(scores)
-
-    def _paid(self, q, keys):
-        return window_scores(q, keys, self.geometry.scale, self.group, self.geometry.backend)
-
-    def _smooth(self, scores):
-        scores = pooled(scores, self.kernel, self.pool)
-        return torch.nn.functional.pad(scores, (0, self.window), value=torch.inf)
-
-    def _shares(self, scores, base):
-        """Ada-KV: tokens of each KV head [Hkv], window included, from scores [Hkv, n]."""
-        heads, n = scores.shape
-        order = scores.flatten().sort(descending=True, stable=True).indices
-        won = torch.bincount(order[: heads * base] // n, minlength=heads)
+    def _shares(self, order, base):
+        """Ada-KV: tokens of each KV head [Hkv], window included, from the order of all heads'
+        tokens before it, [Hkv * n]."""
+        heads = self.geometry.kv_heads
+        head = torch.arange(heads, device=order.device)[:, None]
+        won = (order[: heads * base] // (len(order) // heads) == head).sum(-1)
         return (won * (1 - self.alpha) + self.alpha * base).round().long() + self.window
 
     def between(self, view, done):
@@ -193,25 +185,25 @@ class SnapKV(Method):
             count[slot] += self.recompress
             if count[slot] <= goal:
                 continue
-            held = keys[slot, :, : count[slot]]
+            held, g = keys[slot, :, : count[slot]], self.geometry
             q = self.queries[layer, slot]
-            scores = self._smooth(self._paid(q, held))
+            scores = window_scores(q, held, g.scale, self.group, g.backend)
+            scores = smoothed(scores, self.window, self.kernel, self.pool)
             tokens = longest[slot].gather(-1, best(scores, goal))
             kept.tokens[layer, slot, :, :goal] = tokens
             kept.held[layer, slot] = count[slot] = goal
 
     def capacity(self, slot, tokens):
         grown = tokens - self.length[slot]
-        kept = [layer[slot] + grown for layer in self.mean]
+        kept = [float(layer[slot]) + grown for layer in self.mean]
         if self.recompress:  # the most that is held, just before the lists are cut
             most = [layer[slot] + self.recompress for layer in self.goal]
             kept = [min(pair) for pair in zip(kept, most, strict=True)]
         return min(sum(kept) / len(kept), tokens)
 
 
-def ragged(scores: Tensor, counts: Tensor) -> Tensor:
-    """The best counts [H] positions of scores [H, N], ascending; what follows them is no list's."""
-    most, length = int(counts.max()), scores.shape[-1]
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[:, :most]
-    beyond = torch.arange(most, device=scores.device) >= counts[:, None]
-    return order.masked_fill(beyond, length).sort(-1).values.clamp_max(length - 1)
+def ragged(order: Tensor, counts: Tensor) -> Tensor:
+    """The first counts [H] positions of an order [H, n], ascending; what follows is no list's."""
+    beyond = torch.arange(order.shape[-1], device=order.device) >= counts[:, None]
+    tokens = order.masked_fill(beyond, torch.iinfo(order.dtype).max).sort(-1).values
+    return tokens.where(~beyond, 0)

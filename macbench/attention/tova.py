@@ -20,7 +20,7 @@ import torch
 from macbench.attention.base import Lists, Method, Needs
 from macbench.attention.budget import check_share
 from macbench.attention.kept import Kept, lowest
-from macbench.attention.observed import best, received
+from macbench.attention.observed import first, ordered, received
 
 
 @dataclass
@@ -63,10 +63,14 @@ class TOVA(Method):
             tokens = torch.arange(prompt.length, device=view.lens.device)
             tokens = tokens.expand(self.kept.tokens.shape[2], -1)
         else:
-            keys, _ = view.prompt(layer, slot, prompt.length)
-            q, g = prompt.q[layer][-1:], self.geometry
-            scores = received(q, keys, g.scale, g.backend)
-            tokens = best(self._shared(scores), most)
+
+            def order():
+                keys, _ = view.prompt(layer, slot, prompt.length)
+                q, g = prompt.q[layer][-1:], self.geometry
+                return ordered(self._shared(received(q, keys, g.scale, g.backend)))
+
+            shared = prompt.once(("last query", layer, self.per_kv_head), order)
+            tokens = first(shared, most)
         limit = min(most + 1, prompt.length + prompt.max_new)
         self.kept.start(layer, slot, tokens, tokens.shape[-1], limit)
         if layer == 0:
