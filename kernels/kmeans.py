@@ -112,14 +112,15 @@ def _rank(
         base = head.to(tl.int64) * whole + start
         position = first + start
         mine = _sought(labels, base + token, token < n, state, position + token, DRAWN)
-        rank = tl.zeros([RANKED], tl.int32)
+        before = tl.zeros([RANKED, OTHERS], tl.int32)  # summed up once, behind the loop
         for tile in range(0, n, OTHERS):
             other = tile + tl.arange(0, OTHERS)
             theirs = _sought(labels, base + other, other < n, state, position + other, DRAWN)
             less = theirs[None, :] < mine[:, None]
             tie = (theirs[None, :] == mine[:, None]) & (other[None, :] < token[:, None])
             less = (less | tie) & (other < n)[None, :]
-            rank += tl.sum(less.to(tl.int32), 1)
+            before += less.to(tl.int32)
+        rank = tl.sum(before, 1)
         if DRAWN:
             tl.store(labels + base + token, rank, token < n)
         else:
