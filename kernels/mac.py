@@ -27,6 +27,11 @@ from macbench.kernels.workspace import Workspace, launch, power, tail_weight
 CHUNK = 16  # dims of a ring query that lie together: half of them is a cheap first look
 
 
+def chunk_of(d: int) -> int:
+    """CHUNK, or less where that does not divide a head."""
+    return min(CHUNK, d & -d)
+
+
 @triton.jit
 def _match(
     queries,  # [B, Hq, D]
@@ -119,6 +124,7 @@ def _merge(
     HQ: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
+    DIMS: tl.constexpr,  # padded
     C: tl.constexpr,
     K: tl.constexpr,
     S: tl.constexpr,
@@ -129,7 +135,8 @@ def _merge(
     if PDL:
         gdc_wait()
     head, part = tl.program_id(0), tl.program_id(1)
-    dims = part * (D // SPLIT) + tl.arange(0, D // SPLIT)
+    dims = part * (DIMS // SPLIT) + tl.arange(0, DIMS // SPLIT)
+    own = None if D == DIMS else dims < D  # what is loaded behind D is never stored
     g, lane = head // G, head % G
     long = head.to(tl.int64)
     spans, count = slots_of(cuts, g, groups, programs)
@@ -139,39 +146,39 @@ def _merge(
     tails += g
     key = tl.load(picked + head)
     t = tl.load(lens + head // HQ).to(tl.int32) - 1
-    query = tl.load(queries + long * D + dims)
+    query = tl.load(queries + long * D + dims, own)
     # all loads of the common case before anything waits for one of them
-    level, partial = partials_at(part_o, part_l, spans, 0, count, lane, dims, G, D, S)
-    level2, partial2 = partials_at(part_o, part_l, tails, 0, count2, lane, dims, G, D, S)
+    level, partial = partials_at(part_o, part_l, spans, 0, count, lane, dims, G, DIMS, S)
+    level2, partial2 = partials_at(part_o, part_l, tails, 0, count2, lane, dims, G, DIMS, S)
     hit = (key < threshold) & ((key & 1) == 0)
     if WHOLE:
         for other in tl.static_range(G):
             k = tl.load(picked + g * G + other)
             hit = hit & (k < threshold) & ((k & 1) == 0)
     slot = long * K + ((key & 0xFFFFFFFF) >> 1) % K
-    reused = tl.load(rows + slot * D + dims).to(tl.float32)  # of a miss: some row
+    reused = tl.load(rows + slot * D + dims, own).to(tl.float32)  # of a miss: some row
     kept = tl.load(picked_lse + head, mask=hit, other=float("-inf")) * LOG2E
     depth = tl.load(picked_chain + head, mask=hit, other=-1) + 1
     reused = tl.where(hit, reused, 0.0)
     out, top, mass = gathered(
-        part_o, part_l, spans, count, level, partial, lane, dims, G, D, S, MORE
+        part_o, part_l, spans, count, level, partial, lane, dims, G, DIMS, S, MORE
     )
     out, top, mass = _join(out, top, mass, reused, kept, tl.where(hit, 1.0, 0.0))
     safe = tl.where(mass > 0, mass, 1.0)
     new = long * K + t % K
     tl.debug_barrier()  # the row read above may be the one written here
-    tl.store(rows + new * D + dims, (out / safe).to(rows.dtype.element_ty))
-    tl.store(ring + long * K * D + (dims // C) * K * C + (t % K) * C + dims % C, query)
+    tl.store(rows + new * D + dims, (out / safe).to(rows.dtype.element_ty), own)
+    tl.store(ring + long * K * D + (dims // C) * K * C + (t % K) * C + dims % C, query, own)
     if part == 0:
         natural = (top + tl.log2(safe)) / LOG2E
         tl.store(lse + new, tl.where(mass > 0, natural, float("-inf")))
         tl.store(chain + new, depth)
         tl.store(best + head, threshold)  # of the next step
     out2, top2, mass2 = gathered(
-        part_o, part_l, tails, count2, level2, partial2, lane, dims, G, D, S, MORE
+        part_o, part_l, tails, count2, level2, partial2, lane, dims, G, DIMS, S, MORE
     )
     out, top, mass = _join(out, top, mass, out2, top2, mass2)
-    tl.store(output + long * D + dims, (out / mass).to(output.dtype.element_ty))
+    tl.store(output + long * D + dims, (out / mass).to(output.dtype.element_ty), own)
 
 
 @dataclass
@@ -300,6 +307,7 @@ def merge(
         HQ=q_heads,
         G=work.group,
         D=d,
+        DIMS=power(d),
         C=c,
         K=rows,
         S=tiling.partials,

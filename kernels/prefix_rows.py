@@ -19,9 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 from macbench.kernels.paged import PAGE
+from macbench.kernels.workspace import power
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2**30)  # beyond every position
+
+
+@triton.jit
+def _vectors(at, dim, D: tl.constexpr):
+    """Keys or values at `at` [N, dims]; 0 behind D."""
+    return tl.load(at) if dim.shape[0] == D else tl.load(at, (dim < D)[None, :], 0.0)
 
 
 @triton.jit
@@ -58,6 +65,7 @@ def _rows(
     HKV: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
+    DIMS: tl.constexpr,  # padded
     PAGE: tl.constexpr,
     M: tl.constexpr,  # rows of a tile
     N: tl.constexpr,  # keys of a tile
@@ -71,12 +79,13 @@ def _rows(
     query = row // G
     head = kv_head * G + row % G
     real = query < n
-    dim, token = tl.arange(0, D), tl.arange(0, N)
+    dim, token = tl.arange(0, DIMS), tl.arange(0, N)
+    own = real[:, None] & (dim < D)[None, :]
     start = tl.load(starts + query, mask=real, other=0).to(tl.int32)
     end = tl.minimum(tl.load(ends + query, mask=real, other=0).to(tl.int32), length)
     some = end > tl.maximum(start, 0)
     at = query.to(tl.int64) * query_stride + head.to(tl.int64) * head_stride
-    q = tl.load(queries + at[:, None] + dim[None, :], mask=real[:, None], other=0.0)
+    q = tl.load(queries + at[:, None] + dim[None, :], mask=own, other=0.0)
 
     # This program's tiles of keys are [a, b); every row with keys sees all of [f, g).
     # Rows without keys are left out here, and of the result.
@@ -99,17 +108,18 @@ def _rows(
     v_head = v_run + kv_head * (PAGE * D)
     top = tl.full([M], float("-inf"), tl.float32)
     mass = tl.zeros([M], tl.float32)
-    out = tl.zeros([M, D], tl.float32)
+    out = tl.zeros([M, DIMS], tl.float32)
     for t in range(f, g):
         base = t * step
-        keys = tl.load(k_head + base + inside)
-        values = tl.load(v_head + base + inside)
+        keys = _vectors(k_head + base + inside, dim, D)
+        values = _vectors(v_head + base + inside, dim, D)
         top, mass, out = _absorb(q, keys, values, None, top, mass, out, scale, False)
     for i in range(0, b - a - (g - f)):
         t = a + i
         t = tl.where(t < f, t, t + g - f)
         position = t * N + token
-        there = (position < high)[:, None]  # what lies behind is not the prompt's
+        # what lies behind is not the prompt's
+        there = (position < high)[:, None] & (dim < D)[None, :]
         base = t * step
         keys = tl.load(k_head + base + inside, mask=there, other=0.0)
         values = tl.load(v_head + base + inside, mask=there, other=0.0)
@@ -122,7 +132,7 @@ def _rows(
     natural = tl.where(some, (top + tl.log2(mass)) / LOG2E, float("-inf"))
     at = (split * n + query).to(tl.int64) * (HKV * G) + head
     tl.store(part_l + at, natural, mask=real)
-    tl.store(part_o + at[:, None] * D + dim[None, :], out, mask=real[:, None])
+    tl.store(part_o + at[:, None] * D + dim[None, :], out, mask=own)
 
 
 @triton.jit
@@ -134,18 +144,20 @@ def _merge(
     rows,
     splits,
     D: tl.constexpr,
+    DIMS: tl.constexpr,
     M: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
     real = row < rows
-    dim = tl.arange(0, D)
+    dim = tl.arange(0, DIMS)
+    own = real[:, None] & (dim < D)[None, :]
     top = tl.full([M], float("-inf"), tl.float32)
     mass = tl.zeros([M], tl.float32)
-    out = tl.zeros([M, D], tl.float32)
+    out = tl.zeros([M, DIMS], tl.float32)
     for split in range(splits):
         at = row + split * rows
         level = tl.load(part_l + at, mask=real, other=float("-inf"))
-        part = tl.load(part_o + at[:, None] * D + dim[None, :], mask=real[:, None], other=0.0)
+        part = tl.load(part_o + at[:, None] * D + dim[None, :], mask=own, other=0.0)
         higher = tl.maximum(top, level)
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
         weight, shrink = tl.exp(level - anchor), tl.exp(top - anchor)
@@ -156,7 +168,7 @@ def _merge(
     mass = tl.where(some, mass, 1.0)
     natural = tl.where(some, top + tl.log(mass), float("-inf"))
     tl.store(lse + row, natural, mask=real)
-    tl.store(output + row[:, None] * D + dim[None, :], out / mass[:, None], mask=real[:, None])
+    tl.store(output + row[:, None] * D + dim[None, :], out / mass[:, None], mask=own)
 
 
 @dataclass(frozen=True)
@@ -215,8 +227,8 @@ def prefix_rows(
 
     q [n, Hq, d], last dimension contiguous; k, v: the prompt's run of pages [pages, Hkv, 16, d] of
     q's dtype, of which `length` tokens are used; starts, ends [n] of integers -> o [n, Hq, d] and
-    natural-log lse [n, Hq], fp32. An empty range gives o = 0, lse = -inf. d is a power of two from
-    16 on. Does not wait for the device.
+    natural-log lse [n, Hq], fp32. An empty range gives o = 0, lse = -inf. Does not wait for the
+    device.
     """
     n, q_heads, d = q.shape
     kv_heads = k.shape[1]
@@ -230,6 +242,7 @@ def prefix_rows(
         splits = choose_splits(tiles * kv_heads, triton.cdiv(length, tiling.tokens), slots)
     part_o = torch.empty(splits, n, q_heads, d, dtype=torch.float32, device=q.device)
     part_l = torch.empty(splits, n, q_heads, dtype=torch.float32, device=q.device)
+    dims = max(16, power(d))
     _rows[tiles, splits, kv_heads](
         q,
         k,
@@ -246,6 +259,7 @@ def prefix_rows(
         HKV=kv_heads,
         G=q_heads // kv_heads,
         D=d,
+        DIMS=dims,
         PAGE=PAGE,
         M=tiling.rows,
         N=tiling.tokens,
@@ -258,6 +272,6 @@ def prefix_rows(
     out, lse = torch.empty_like(part_o[0]), torch.empty_like(part_l[0])
     rows = n * q_heads
     _merge[(triton.cdiv(rows, 16),)](
-        part_o, part_l, out, lse, rows, splits, D=d, M=16, enable_fp_fusion=True
+        part_o, part_l, out, lse, rows, splits, D=d, DIMS=dims, M=16, enable_fp_fusion=True
     )
     return out, lse

@@ -123,7 +123,9 @@ class Mac(Method):
         device, d = geometry.device, geometry.head_dim
         chunk = d  # dims of a query that lie together, [..., d / chunk, K, chunk]
         if self.fast:
-            from macbench.kernels.mac import CHUNK as chunk
+            from macbench.kernels.mac import chunk_of
+
+            chunk = chunk_of(d)
         self.queries = torch.zeros(
             *rows[:3], d // chunk, self.K, chunk, dtype=geometry.dtype, device=device
         )

@@ -124,6 +124,8 @@ CASES = [
          hits=(0, 0.95)),
     Case("one group of one head", (1,), group=1, steps=11, tau=0.2, K=5, r=3, programs=1),
     Case("other axes", (70, 21), kv_heads=2, group=3, d=64, steps=6, K=24, turned=True),
+    Case("heads of 24", (70, 21), kv_heads=2, group=3, d=24, chunk=8, steps=5, split=4),
+    Case("heads of 40", (33, 50), d=40, chunk=8, sink=5, partials=1, more=2, split=2),
     Case("fp16, three rows", (70, 21, 3), group=3, d=32, steps=2, dtype="float16", K=8, split=2),
     Case("fp16, large groups", (100,), group=8, d=64, steps=3, dtype="float16", K=32, r=16,
          rows=16, tokens=64),
@@ -403,6 +405,8 @@ COMPILED = {  # name: (kv heads, group, d, rows, knobs)
     "one row": (8, 4, 128, 1, {}),
     "many rows": (8, 4, 128, 64, {}),
     "every knob": (2, 8, 128, 64, {"sink": 4, "whole": True, "max_chain": 8}),
+    "heads of 96": (8, 4, 96, 8, {}),
+    "heads of 80": (8, 4, 80, 1, {"sink": 4}),
 }
 
 

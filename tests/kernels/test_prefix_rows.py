@@ -60,6 +60,9 @@ CASES = [
     Case(33, 100, 2, 3, 64, r=9, dtype="float16"),
     Case(40, 200, 1, 4, 64, r=7, sink=5, splits=3, dtype="float16", views=True),
     Case(37, 130, 1, 1, 16, wild=True, dtype="float16"),
+    Case(33, 100, 1, 3, 24, r=9, sink=4, splits=2),  # heads of no power of two
+    Case(21, 130, 2, 1, 40, wild=True, splits=3, views=True),
+    Case(17, 60, 1, 2, 8, r=5),
 ]
 COMPILED = [(64, 3, 3), (128, 8, 4)]  # d, Hkv, G
 

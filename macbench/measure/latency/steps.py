@@ -85,7 +85,7 @@ def tiling(point: Point, device: torch.device) -> Tiling:
 
 def chunk(point: Point) -> int:
     """Dims of a ring query that lie together."""
-    return point.chunk or min(mac.CHUNK, point.shape.d)
+    return point.chunk or mac.chunk_of(point.shape.d)
 
 
 def _poison(work: Workspace) -> None:
