@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from macbench.kernels.heads import vectors
 from macbench.kernels.paged import PAGE
 from macbench.kernels.partials import gathered, partials_at, slots_of
 from macbench.kernels.workspace import Workspace, launch, power, tail_weight
@@ -70,13 +71,6 @@ def _pages(
 
 
 @triton.jit
-def _vectors(pool, place, dims, D: tl.constexpr):
-    """Keys or values [N, dims] at `place` [N]; 0 behind D."""
-    at = pool + place[:, None] + dims[None, :]
-    return tl.load(at) if dims.shape[0] == D else tl.load(at, (dims < D)[None, :], 0.0)
-
-
-@triton.jit
 def _partial(
     q,  # [16, DIMS]: the group's query heads, padded
     k_pool,
@@ -115,8 +109,8 @@ def _partial(
     for c in range(chunk, chunks):
         at = c * N + token
         place = ((page * HKV + head) * PAGE + position % PAGE) * D
-        keys = _vectors(k_pool, place, dims, D)
-        values = _vectors(v_pool, place, dims, D)
+        place = place[:, None] + dims[None, :]
+        keys, values = vectors(k_pool + place, dims, D), vectors(v_pool + place, dims, D)
         seen = (at < size) & (position < end)
         # the next chunk's pages, and what the list names behind it, are on their way while this
         # one is multiplied: neither waits for the other

@@ -18,17 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from macbench.kernels.heads import vectors
 from macbench.kernels.paged import PAGE
 from macbench.kernels.workspace import power
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2**30)  # beyond every position
-
-
-@triton.jit
-def _vectors(at, dim, D: tl.constexpr):
-    """Keys or values at `at` [N, dims]; 0 behind D."""
-    return tl.load(at) if dim.shape[0] == D else tl.load(at, (dim < D)[None, :], 0.0)
 
 
 @triton.jit
@@ -111,8 +106,8 @@ def _rows(
     out = tl.zeros([M, DIMS], tl.float32)
     for t in range(f, g):
         base = t * step
-        keys = _vectors(k_head + base + inside, dim, D)
-        values = _vectors(v_head + base + inside, dim, D)
+        keys = vectors(k_head + base + inside, dim, D)
+        values = vectors(v_head + base + inside, dim, D)
         top, mass, out = _absorb(q, keys, values, None, top, mass, out, scale, False)
     for i in range(0, b - a - (g - f)):
         t = a + i

@@ -20,21 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from macbench.kernels.heads import vectors
 from macbench.kernels.prefix_rows import choose_splits
 
 LN2 = 0.6931471805599453
 
 
 @triton.jit
-def _vectors(pool, row, stride, dim, D: tl.constexpr):
-    """Rows [N, dims] of a tile; 0 behind D."""
-    at = pool + row[:, None] * stride + dim[None, :]
-    return tl.load(at) if dim.shape[0] == D else tl.load(at, (dim < D)[None, :], 0.0)
-
-
-@triton.jit
 def _some(pool, row, there, stride, dim, D: tl.constexpr):
-    """The same of rows that may not be `there`: 0."""
+    """Rows [N, dims] of a tile that may not be `there`: 0."""
     at = pool + row[:, None] * stride + dim[None, :]
     return tl.load(at, there[:, None] & (dim < D)[None, :], 0.0)
 
@@ -89,7 +83,7 @@ def _levels(
     top = tl.full([M], float("-inf"), tl.float32)
     mass = tl.zeros([M], tl.float32)
     for t in range(a, f):
-        some = _vectors(pool + t * step, token, key_stride, dim, D)
+        some = vectors(pool + t * step + token[:, None] * key_stride + dim[None, :], dim, D)
         top, mass = _absorb(own, some, None, top, mass, scale2, False)
     for t in range(f, b):
         at = t * N + token
@@ -141,7 +135,7 @@ def _sums(
     paid = tl.zeros([M], tl.float32)
     for i in range(f, g):  # from the end: all programs read the same queries at the same time
         t = f + g - 1 - i
-        some = _vectors(pool + t * step, token, query_stride, dim, D)
+        some = vectors(pool + t * step + token[:, None] * query_stride + dim[None, :], dim, D)
         level = tl.load(level_of + t * N + token)
         score = tl.dot(own, tl.trans(some), input_precision="ieee")
         paid += tl.sum(tl.exp2(score * scale2 - level[None, :]), 1)
