@@ -343,7 +343,7 @@ def step(
     the cache, so lens >= 1. band, sink, min_context, max_chain, whole: `Mac`'s r, sink,
     min_context, max_chain, refresh_mixed_groups. `work.best` must hold `threshold(tau, d)[1]`
     before the first step; each step leaves it so. `hits` says what was matched. Rows that are not
-    live [B] attend to their tails alone.
+    live [B] attend to their tails and a key at most.
     """
     if ring.axes is not None:
         q_pre = turned(q_pre, ring.axes)

@@ -93,9 +93,9 @@ def ranked(
     g: Geometry,
     window: int,
     kernel: int,
-    pool: str = "max",
-    group: str = "sum",
-    tail: int = 0,
+    pool: str,
+    group: str,
+    tail: int,
 ) -> tuple[Tensor, Tensor]:
     """What a prompt's last `window` queries make of its tokens: smoothed scores [Hkv, N] and the
     order of them [Hkv, N]. The window and the last `tail` positions come first, of infinite score.

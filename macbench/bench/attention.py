@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -32,9 +32,6 @@ from macbench.measure.latency.cases import (
     Reuse,
     Shape,
 )
-
-if TYPE_CHECKING:
-    pass
 
 CHOICES = {
     "method": METHODS,
