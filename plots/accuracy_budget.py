@@ -43,8 +43,10 @@ def draw(results: Results) -> Figure:
 
 
 def family(line: Line) -> str:
-    """What one curve holds: a method, and its knobs but those that say how much it reads."""
-    return ALONG.sub("", line.label)
+    """What one curve holds: a method, and its knobs but those that say how much it reads. What
+    calibration chose is a curve of its own."""
+    name = ALONG.sub("", line.label)
+    return f"{name} calibrated" if line.plan.calibration else name
 
 
 def look(name: str, names: Sequence[str]) -> tuple[str, str, str]:

@@ -63,6 +63,7 @@ COLUMNS = [  # of a line of samples.jsonl
 ]
 
 SCORED = ("index", "judge", "score", "details")  # of a line of scores-JUDGE.jsonl
+KIND = pd.CategoricalDtype(["q", "kv"])  # query heads, KV heads
 
 Row = dict[str, Any]
 
@@ -137,8 +138,7 @@ class Results:
 
     cells: one row per cell (index = folder name): model, weights, dtype, task, length, seed, hold,
     method, label, control, failed, identity, config. samples: the rows of samples.jsonl with the
-    column `cell`, by cell and index. layers: the sums of layers.jsonl in long form (cell, index,
-    kind, layer, head, steps, context, one column per statistic, missing where not counted).
+    column `cell`, by cell and index.
     """
 
     def __init__(self, cells: pd.DataFrame, samples: pd.DataFrame, paths: dict[str, Path]):
@@ -176,9 +176,11 @@ class Results:
                 parts.append(pd.DataFrame(columns).assign(**fixed))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
-    @cached_property
-    def layers(self) -> pd.DataFrame:
-        parts = []
+    def layers(self, statistic: str) -> pd.DataFrame:
+        """The sums by layer and head in long form, of the cells that counted this statistic: cell,
+        index, kind, layer, head, steps, context, a column per statistic, missing where a kind has
+        none."""
+        parts, names = [], pd.CategoricalDtype([*self._paths])  # a text a row takes gigabytes
         for cell, path in self._paths.items():
             kept = set(self.samples.loc[self.samples["cell"] == cell, "index"])
             parquet = path / "layers.parquet"
@@ -186,8 +188,10 @@ class Results:
             if set(part["index"]) != kept:  # not finished: the lines know more
                 rows = [row for row, _ in read_lines(path / "layers.jsonl")]
                 part = long_form([row for row in rows if row["index"] in kept])
-            parts.append(part.assign(cell=cell))
-        return pd.concat(parts, ignore_index=True)
+            if statistic in part:
+                name = pd.Series(cell, part.index, dtype=names)
+                parts.append(part.assign(cell=name, kind=part["kind"].astype(KIND)))
+        return pd.concat(parts or [pd.DataFrame(columns=["cell", "index"])], ignore_index=True)
 
 
 def _size(cell: Path) -> int:

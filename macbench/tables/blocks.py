@@ -129,7 +129,8 @@ def summarise(results: Results, against: str = FULL) -> list[Block]:
     """The blocks of a results folder, by model, benchmark and length. against: the label of the
     method that the others are tested against."""
     cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
-    layers = results.layers.merge(cells[["row", "task"]], left_on="cell", right_index=True)
+    where = cells[["row", "task"]].astype("category")  # a sum has a number of them, not a text
+    layers = results.layers("hit").merge(where, left_on="cell", right_index=True)
     columns = ["task", "seed", "row"]
     samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
     samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
@@ -241,7 +242,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
         lines=lines,
         noise=noise,
         against=against,
-        layers=layers.assign(method=layers["row"].map(labels)),
+        layers=layers.assign(method=layers["row"].map(labels).astype(str)),
     )
     block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
     resumed = samples.loc[samples["resumed"].notna(), "cell"]

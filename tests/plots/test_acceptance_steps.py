@@ -14,7 +14,7 @@ def test_the_points_are_the_hits_of_the_steps_they_stand_for(tmp_path, tiny):
     results = read(out)
     counts = results.histograms
     hits = counts[counts["name"] == "hits"]
-    layers = results.layers
+    layers = results.layers("hit")
     assert hits["count"].sum() == layers["hit"].sum() > 0
     for name in ("gap", "distance"):
         assert counts.loc[counts["name"] == name, "count"].sum() == hits["count"].sum()

@@ -109,7 +109,7 @@ def test_round_trip(tmp_path):
     assert results.cells.loc[NAME, "config"] == {"identity": IDENTITY, **CONFIG}
     rows = results.samples.drop(columns="cell").to_dict("records")
     assert rows == [sample(0), sample(1)]
-    long = results.layers
+    long = results.layers("hit")
     assert len(long) == 2 * (2 * 2 + 2 * 1)
     one = long[(long["index"] == 1) & (long["kind"] == "q") & (long["layer"] == 0)]
     assert one["hit"].tolist() == [2.0, 2.0] and one["head"].tolist() == [0, 1]
@@ -166,7 +166,7 @@ cell.append(h.sample(1), h.layers(1))
     cell = tmp_path / "killed" / NAME
     assert (cell / "layers.jsonl").read_bytes().count(b"\n") == 2
     assert (cell / "samples.jsonl").read_bytes().count(b"\n") == 1
-    assert set(store.read(tmp_path / "killed").layers["index"]) == {0}
+    assert set(store.read(tmp_path / "killed").layers("hit")["index"]) == {0}
     fill(tmp_path / "killed", 1)
     assert contents(cell) == contents(fill(tmp_path / "whole", 0, 1))
 
@@ -318,10 +318,10 @@ def test_unfinished_cells_are_read(tmp_path):
     fill(tmp_path, 0)
     fill(tmp_path, 1, finish=False)  # its parquet is stale now
     results = store.read(tmp_path)
-    assert set(results.layers["index"]) == {0, 1}
+    assert set(results.layers("hit")["index"]) == {0, 1}
     empty = tmp_path / "empty"
     fill(empty, finish=False)
-    assert len(store.read(empty).samples) == 0 and len(store.read(empty).layers) == 0
+    assert len(store.read(empty).samples) == 0 and len(store.read(empty).layers("hit")) == 0
 
 
 def test_environment_is_written_once(tmp_path):

@@ -1,6 +1,6 @@
 """prefix_rows against torch's flash attention on one CUDA card, per key-query pair.
 
-    python -m macbench.experiments.prefix_rows.bench [--quick]
+    python -m macbench.experiments.kernel_times.prefix_rows [--quick]
 
 Needs a CUDA card. One to two dozen kernels are compiled; --quick times the default tilings only.
 flash: causal prefill of the same queries, lower-right mask, GQA, keys contiguous [1, Hkv, N, d].

@@ -1,0 +1,1 @@
+"""Speed of single kernels on one CUDA card: python -m macbench.experiments.kernel_times.NAME"""

@@ -1,1 +1,0 @@
-"""Speed of the prefix-rows kernel against dense prefill attention."""
