@@ -25,7 +25,13 @@ MORE = (  # the others, some of which work long on a prompt
     *(f"{name}.budget={BUDGETS}" for name in ("multipole", "tova", "h2o")),
     "unreachable=floor",
 )
-SETS = {"quick": QUICK, "more": MORE}
+FIVE = (  # those that can read so little
+    "method=[rocketkv,snapkv,snapkv/wide,snapkv/ada,pyramidkv,multipole/coarse,tova,h2o]",
+    *(f"{name}.budget=0.05" for name in ("rocketkv", "snapkv", "pyramidkv")),
+    *(f"{name}.budget=0.05" for name in ("multipole", "tova", "h2o")),
+    "unreachable=floor",
+)
+SETS = {"quick": QUICK, "more": MORE, "five": FIVE}
 FEW = (  # where an answer is long
     "method=[full,mac,quest,snapkv/recompress,streaming_llm]",
     "mac.tau=[0.45,0.75]",
