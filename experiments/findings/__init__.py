@@ -72,6 +72,9 @@ def runs() -> dict[str, list[str]]:
         ruler("ruler_8k", part, *LONG, "length=8k", "limit=50", BLOCK, *methods)
         ruler("ruler_16k", part, *LONG, "length=16k", "limit=50", BLOCK, *methods)
         found[f"longbench_v2/{part}"] = [*questions, *LONG, BLOCK, *methods]
+    both = ("mac.refresh_mixed_groups=true", "mac.max_chain=2")  # what mac_8k found to help
+    chains = ("method=mac", "mac.tau=[0.45,0.6]", *both)
+    ruler("ruler_16k", "both", *LONG, "length=16k", "limit=50", BLOCK, *chains)
     for scenario in ("diary", "menu", "skyscraper", "urban"):
         found[f"longgenbench/{scenario}"] = [
             *(f"task=longgenbench/{scenario}", "longgenbench.data=embedded"),
