@@ -12,7 +12,8 @@ from matplotlib.ticker import PercentFormatter
 
 from macbench.errors import MacbenchError
 from macbench.store import Results
-from macbench.tables.blocks import Block, Line, summarise
+from macbench.tables.blocks import Block, summarise
+from macbench.tables.line import Line
 
 MARKS = "osD^vP*X<>hp"
 COLOURS = [f"C{i}" for i in range(10)] + ["navy", "maroon", "gold", "black"]

@@ -19,7 +19,8 @@ import pandas as pd
 from macbench.errors import MacbenchError, nearest
 from macbench.measure.stats import samples_to_exclude, samples_to_see
 from macbench.store import Results
-from macbench.tables.blocks import FULL, Block, Grid, Line, summarise
+from macbench.tables.blocks import FULL, Block, Grid, summarise
+from macbench.tables.line import Line
 from macbench.tables.report import bracket, drop_empty, ends, p_value, percent, plus_minus, render
 
 MARGINS = {"ruler": 0.01, "longbench_v2": 0.02}  # of a difference that would matter

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from macbench.bench import decode as bench_decode
 from macbench.bench import time_decode, time_peer
-from macbench.bench.decode import COLUMNS, configure, table
+from macbench.bench.decode import configure
+from macbench.bench.decode_table import COLUMNS, keep_launches, launch_table, table
 from macbench.bench.launches import short
 from macbench.cli import main
 from macbench.errors import MacbenchError
@@ -225,7 +226,7 @@ def test_the_launches_of_a_step():
         assert (after["n"], after["rows"]) == (before["n"], before["rows"])
     assert told[0]["cache_bytes"] == plain[0]["cache_bytes"]
     about = dict.fromkeys(key_of(COLUMNS), 1)
-    text = bench_decode.launch_table([about | part for part in full.values()])
+    text = launch_table([about | part for part in full.values()])
     assert times[0] == full[next(iter(full))]["us_step"] and f"{times[0]:.1f}" in text
 
 
@@ -240,9 +241,9 @@ def test_names_of_launches_are_short():
 def test_the_file_of_launches_keeps_other_steps(tmp_path):
     path, key = tmp_path / "x_launches.csv", ["model", "batch"]
     one = {"model": "m", "batch": 1, "launch": "a", "us_step": 2.0}
-    bench_decode.keep_launches(path, [one, one | {"launch": "b"}], key)
-    bench_decode.keep_launches(path, [one | {"batch": 8}], key)
-    bench_decode.keep_launches(path, [one | {"us_step": 3.0}], key)  # again: `b` is gone
+    keep_launches(path, [one, one | {"launch": "b"}], key)
+    keep_launches(path, [one | {"batch": 8}], key)
+    keep_launches(path, [one | {"us_step": 3.0}], key)  # again: `b` is gone
     held = pd.read_csv(path)
     assert held[["batch", "launch", "us_step"]].values.tolist() == [[8, "a", 2.0], [1, "a", 3.0]]
 
