@@ -27,17 +27,26 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, help="runs at a time on each GPU")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     args = parser.parse_args()
+    for start in args.only:
+        if not any(name.startswith(start) for name in runs()):
+            parser.error(
+                f"no run is called {start}; choose from {', '.join(dict.fromkeys(_sets()))}"
+            )
     wanted = {
         name: [*words, f"out={args.out / name.rpartition('/')[0]}"]
         for name, words in runs().items()
         if not args.only or any(name.startswith(start) for start in args.only)
     }
-    if args.list or not wanted:
+    if args.list:
         print("\n".join(f"macbench run {' '.join(words)}" for words in wanted.values()))
-        return 0 if wanted else 2
+        return 0
     run = [sys.executable, "-m", "macbench.cli", "run"]
     commands = {name: [*run, *words] for name, words in wanted.items()}
     return launch(commands, args.out, args.jobs, time.monotonic() + 60 * args.minutes)
+
+
+def _sets() -> list[str]:
+    return [name.rpartition("-")[0] or name for name in runs()]
 
 
 def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float) -> int:
