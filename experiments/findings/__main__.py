@@ -27,11 +27,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, help="runs at a time on each GPU")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     args = parser.parse_args()
+    known = dict.fromkeys(name.rpartition("-")[0] or name for name in runs())
     for start in args.only:
-        if not any(name.startswith(start) for name in runs()):
-            parser.error(
-                f"no run is called {start}; choose from {', '.join(dict.fromkeys(_sets()))}"
-            )
+        if not any(name.startswith(start) for name in known):
+            parser.error(f"no run is called {start}; choose from {', '.join(known)}")
     wanted = {
         name: [*words, f"out={args.out / name.rpartition('/')[0]}"]
         for name, words in runs().items()
@@ -43,10 +42,6 @@ def main() -> int:
     run = [sys.executable, "-m", "macbench.cli", "run"]
     commands = {name: [*run, *words] for name, words in wanted.items()}
     return launch(commands, args.out, args.jobs, time.monotonic() + 60 * args.minutes)
-
-
-def _sets() -> list[str]:
-    return [name.rpartition("-")[0] or name for name in runs()]
 
 
 def launch(commands: dict[str, list[str]], out: Path, jobs: int, deadline: float) -> int:
