@@ -43,6 +43,7 @@ MINE = (  # what makes MAC work: its controls and extensions, and the two that h
     ("unamended", ("method=mac", "mac.amend=false")),
     ("whole_groups", ("method=mac", "mac.refresh_mixed_groups=true")),
     ("short_chains", ("method=mac", "mac.max_chain=[1,8]")),
+    ("chains_between", ("method=mac", "mac.max_chain=[2,4]")),
     ("both", ("method=mac", "mac.refresh_mixed_groups=true", "mac.max_chain=[2,4,8]")),
 )
 RULER = (
@@ -75,6 +76,11 @@ def runs() -> dict[str, list[str]]:
     both = ("mac.refresh_mixed_groups=true", "mac.max_chain=2")  # what mac_8k found to help
     chains = ("method=mac", "mac.tau=[0.45,0.6]", *both)
     ruler("ruler_16k", "both", *LONG, "length=16k", "limit=50", BLOCK, *chains)
+    why = (
+        "method=[twilight/all,h2o/normalise]",
+        "h2o.budget=0.2",
+    )  # reasons that findings.md gives
+    ruler("ruler_16k", "why", *LONG, "length=16k", "limit=50", BLOCK, *why)
     for scenario in ("diary", "menu", "skyscraper", "urban"):
         found[f"longgenbench/{scenario}"] = [
             *(f"task=longgenbench/{scenario}", "longgenbench.data=embedded"),

@@ -29,7 +29,7 @@ def main() -> int:
     args = parser.parse_args()
     known = dict.fromkeys(name.rpartition("-")[0] or name for name in runs())
     for start in args.only:
-        if not any(name.startswith(start) for name in known):
+        if not any(name.startswith(start) for name in runs()):
             parser.error(f"no run is called {start}; choose from {', '.join(known)}")
     wanted = {
         name: [*words, f"out={args.out / name.rpartition('/')[0]}"]
