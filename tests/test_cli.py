@@ -168,7 +168,7 @@ def test_a_gpu_backend_without_a_gpu(capsys, here, tiny):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     sentence = refusal(capsys, *run(*tiny, "backend=triton"))
-    assert "backend=triton needs a CUDA GPU" in sentence and "backend=torch" in sentence
+    assert "backend=triton needs an NVIDIA GPU" in sentence and "backend=torch" in sentence
 
 
 def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):

@@ -75,10 +75,12 @@ def check_machine() -> None:
     """Refuse to begin where nothing can be timed."""
     import torch
 
-    if not torch.cuda.is_available():
+    from macbench.engine.backend import runs_kernels
+
+    if not torch.cuda.is_available() or not runs_kernels(torch.device("cuda")):
         raise MacbenchError(
-            "bench times kernels on a CUDA GPU and none was found here; the other commands of "
-            "macbench need none."
+            "bench times kernels on an NVIDIA GPU of compute capability 8.0 or newer and none was "
+            "found here; the other commands of macbench need none."
         )
     if find_spec("triton") is None:
         raise MacbenchError("bench needs triton and it is not installed; pip install triton.")

@@ -23,12 +23,13 @@ def resolve(asked: str, device: torch.device) -> str:
     """
     installed = {name: importlib.util.find_spec(name) for name in ("triton", "flashinfer")}
     if asked == "auto":
-        return "triton" if device.type == "cuda" and installed["triton"] else "torch"
+        return "triton" if runs_kernels(device) and installed["triton"] else "torch"
     if asked == "torch":
         return asked
-    if device.type != "cuda":
+    if not runs_kernels(device):
         raise MacbenchError(
-            f"backend={asked} needs a CUDA GPU and none was found; use backend=torch."
+            f"backend={asked} needs an NVIDIA GPU of compute capability 8.0 or newer (Ampere, Ada, "
+            "Hopper, Blackwell) and none was found; use backend=torch."
         )
     for name in {"triton", asked}:  # beside FlashInfer, MAC and other lists run on our kernels
         if not installed[name]:
@@ -36,6 +37,13 @@ def resolve(asked: str, device: torch.device) -> str:
                 f"backend={asked} needs the package {name}: pip install 'macbench[gpu]'."
             )
     return asked
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether our kernels run there: they need bf16 products and copies that are not waited for."""
+    if device.type != "cuda" or not torch.version.cuda:  # ROCm calls its cards cuda, too
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class Attend(Protocol):

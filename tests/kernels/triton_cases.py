@@ -14,8 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +23,22 @@ import pytest
 import torch
 from torch import Tensor
 
-SMS = 132  # of an H100 or H200
+
+@dataclass(frozen=True)
+class Card:
+    """major, minor: compute capability. shared: KB of shared memory that a program may have."""
+
+    name: str
+    major: int
+    minor: int
+    multi_processor_count: int
+    shared: int
+
+
+HOPPER = Card("H200", 9, 0, 132, 227)
+AMPERE = Card("A100", 8, 0, 108, 163)
+ADA = Card("L40S", 8, 9, 142, 99)
+SMS = HOPPER.multi_processor_count
 KINDS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -99,13 +114,12 @@ class Recorder:
 
 
 @contextmanager
-def recorded(*kernels: tuple[Any, str]):
-    """The launches of these kernels, (module, name) each, which are not made.
+def recorded(*kernels: tuple[Any, str], card: Card = HOPPER):
+    """The launches of these kernels, (module, name) each, as on this card; they are not made.
 
-    As on a Hopper card; tensors may be of the device `meta`.
+    Tensors may be of the device `meta`.
     """
     launches: list[tuple] = []
-    card = SimpleNamespace(multi_processor_count=SMS, major=9, minor=0)
     with ExitStack() as stack:
         stack.enter_context(patch("torch.cuda.get_device_properties", lambda device: card))
         for module, name in kernels:
@@ -114,8 +128,8 @@ def recorded(*kernels: tuple[Any, str]):
         yield launches
 
 
-def build(kernel, args: tuple, kwargs: dict):
-    """A recorded launch compiled for sm_90, with the hints that the JIT would give."""
+def build(kernel, args: tuple, kwargs: dict, card: Card = HOPPER):
+    """A recorded launch compiled for a card, with the hints that the JIT would give."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -137,7 +151,7 @@ def build(kernel, args: tuple, kwargs: dict):
             signature[name] = "fp32"
     return triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints),
-        target=GPUTarget("cuda", 90, 32),
+        target=GPUTarget("cuda", 10 * card.major + card.minor, 32),
         options={name: value for name, value in values.items() if value is not None},
     )
 
