@@ -148,6 +148,26 @@ def test_hardly_any_samples(n):
         interval([], [], [])
 
 
+def test_two_graded_samples_tell_next_to_nothing():
+    """Neither of a mean, which may lie far from both, nor of a difference."""
+    found = interval([0.4, 0.6], ["a", "a"], names(2))
+    assert (found.low, found.high) == (0, 1)
+    changed = compare([0.4, 0.4], [0.5, 0.6], ["a", "a"], names(2))
+    assert changed.p == 0.5 and changed.least < 0 and changed.difference.low < 0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_coverage_with_a_handful_of_graded_samples(n):
+    """Scores of five parts each, harder and easier prompts mixed."""
+    rng = np.random.default_rng(2)
+    inside = 0
+    for _ in range(300):
+        scores = rng.binomial(5, rng.beta(4, 1.5, n)) / 5
+        found = interval(scores, ["a"] * n, names(n))
+        inside += found.low <= 4 / 5.5 <= found.high
+    assert inside / 300 > 0.95 - 2 * 0.0126  # two standard errors
+
+
 def test_coverage_with_eight_samples_of_four_tasks():
     rng = np.random.default_rng(3)
     shares = np.array([0.95, 0.6, 0.3, 0.8])
