@@ -25,6 +25,7 @@ def write(
     sha="s",
     acted=True,
     failed=None,
+    killed=False,
     clusters=None,
     share=None,
     planned=None,
@@ -89,5 +90,5 @@ def write(
             cell.append(row, {"index": i, "id": row["id"], "steps": 4.0, "context": 400.0, **sums})
         if failed:
             cell.fail(failed)
-        else:
+        elif not killed:
             cell.finish()

@@ -103,6 +103,12 @@ def read_config(path: Path) -> Row:
     return config
 
 
+def read_finished(path: Path, samples: int) -> bool:
+    """Whether a run came to its end after these samples; one that was killed did not."""
+    file = path / "summary.json"
+    return file.exists() and json.loads(file.read_bytes())["samples"] == samples
+
+
 def read_failure(path: Path) -> str | None:
     file = path / "failed.json"
     return json.loads(file.read_bytes())["reason"] if file.exists() else None
@@ -138,8 +144,8 @@ class Results:
     """A folder of cells as tables; `read` makes it.
 
     cells: one row per cell (index = folder name): model, weights, dtype, task, length, seed, hold,
-    method, label, control, failed, identity, config. samples: the rows of samples.jsonl with the
-    column `cell`, by cell and index.
+    method, label, control, failed, finished, identity, config. samples: the rows of samples.jsonl
+    with the column `cell`, by cell and index.
     """
 
     def __init__(self, cells: pd.DataFrame, samples: pd.DataFrame, paths: dict[str, Path]):
@@ -224,6 +230,10 @@ def read(*outs: Path | str) -> Results:
     for name, path in folders.items():
         config = configs[path]
         identity = config["identity"]
+        rows = sorted(
+            (row for row, _ in read_lines(path / "samples.jsonl")), key=lambda r: r["index"]
+        )
+        samples += [{"cell": name, **row} for row in rows]
         cells.append(
             {
                 "cell": name,
@@ -238,14 +248,11 @@ def read(*outs: Path | str) -> Results:
                 "label": config["label"],
                 "control": config["control"],
                 "failed": read_failure(path),
+                "finished": read_finished(path, len(rows)),
                 "identity": identity,
                 "config": config,
             }
         )
-        rows = sorted(
-            (row for row, _ in read_lines(path / "samples.jsonl")), key=lambda r: r["index"]
-        )
-        samples += [{"cell": name, **row} for row in rows]
     return Results(
         pd.DataFrame(cells).set_index("cell"),
         pd.DataFrame(samples, columns=["cell", *COLUMNS]),

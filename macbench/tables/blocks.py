@@ -32,7 +32,8 @@ EXPLAIN = (
     "points [95 % interval]; p: exact McNemar or sign-flip test, then Holm over this table; same: "
     "answers that are full attention's, letter by letter.",
     "head, token, byte, resident: keys attended, K/V tokens loaded, bytes loaded (with metadata) "
-    "and bytes held, % of full attention's, mean over tasks.",
+    "and bytes held, % of full attention's, mean over tasks. asked: the knob; min: the least that "
+    "the method reads at a prompt's length, more than was asked; radius: the L2 distance for tau.",
 )
 
 Grid = list[list[str]]  # a table; the first row is the header
@@ -249,6 +250,17 @@ def _family(task: str) -> str:
     return task.partition("/")[0]
 
 
+def _elsewhere(block: Block, line: Line) -> str | None:
+    """Where a line was calibrated, if not at its block's length on its benchmark."""
+    found = line.plan.calibration
+    if found is None:
+        return None
+    same = {task.partition("/")[0] for task in found["tasks"]} == {block.family}
+    if same and found["length"] == block.about["length"]:
+        return None
+    return f"at {found['length']} tokens of {', '.join(found['tasks'])}"
+
+
 def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
     notes = [*EXPLAIN]
     if block.noise:
@@ -265,7 +277,16 @@ def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
             "cache; share of the tokens that full attention would choose after the same text; ln "
             "of their probability less full attention's, per token."
         )
+    marks = " ".join(mark for line in block.lines for mark in line.marks)
+    if "not finished" in marks:
+        notes.append("not finished: a run was stopped there; the same command again continues it.")
+    if "never acted" in marks:
+        notes.append("never acted: in no step did the method leave anything out or reuse anything.")
+    if len(seeds := sorted({*cells["seed"]})) > 1:
+        notes.append(f"seeds: {', '.join(map(str, seeds))}, whose samples are pooled.")
     for line in block.lines:
+        if elsewhere := _elsewhere(block, line):
+            notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")
         if line.versus and line.versus.difference.low > 0:
             notes.append(f"{line.label} is better than full attention: look for a bug first.")
         if line.budgets and line.budgets.byte is not None and line.budgets.byte > MORE:

@@ -28,6 +28,10 @@ MARGIN = 0.03  # elsewhere
 LEVEL = 0.05
 POINT = 0.01
 OFF = 0.05  # of the budget asked for, relative: no longer matched
+KEPT = (  # notes of a block that hold for its comparison, too
+    *("noise floor:", "control:", "failed:", "resumed:", "left out:", "versions:"),
+    *("calibrated elsewhere:", "seeds:", "never acted:", "not finished:"),
+)
 SET = "no budget asked"  # the column of what ran as its knobs were set: full, MAC with a tau
 
 
@@ -203,10 +207,13 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
         notes.append("min: the least that the method can read, which is above what was asked.")
     if len({line.n for line in lines}) > 1:
         notes.append("k of n: so many samples were answered, of those of the row that has most.")
-    if any(matched(line) is False for line in lines):
+    if off := [line for line in lines if matched(line) is False]:
+        mend = "macbench calibrate finds the knob that reads what is asked"
+        if all(line.plan.calibration for line in off):
+            mend = "these samples are not like those that it was calibrated on"
         notes.append(
             f"~: what was read is more than {100 * OFF:g} % of it off what was asked, so compare "
-            "it by what was read; macbench calibrate finds the knob that reads what is asked."
+            f"it by what was read; {mend}."
         )
     if any(line.versus for line in lines):
         points = f"{100 * margin:g} point{'' if margin == POINT else 's'}"
@@ -241,23 +248,9 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
     for line in lines:
         if marks := ", ".join(mark for mark in line.marks if mark != "control"):
             notes.append(f"mind {line.label}: {marks}.")
-        if elsewhere := _elsewhere(block, line):
-            notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")
     if flagged := [line.label for line in _flagged(block)]:
         notes.append(f"! {', '.join(flagged)}: better than full attention; look for a bug first.")
-    rest = ("noise floor:", "control:", "failed:", "resumed:", "left out:", "versions:")
-    return [*notes, *(note for note in block.notes if note.startswith(rest))]
-
-
-def _elsewhere(block: Block, line: Line) -> str | None:
-    """Where a line was calibrated, if not at its block's length on its benchmark."""
-    found = line.plan.calibration
-    if found is None:
-        return None
-    same = {task.partition("/")[0] for task in found["tasks"]} == {block.family}
-    if same and found["length"] == block.about["length"]:
-        return None
-    return f"at {found['length']} tokens of {', '.join(found['tasks'])}"
+    return [*notes, *(note for note in block.notes if note.startswith(KEPT))]
 
 
 def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str, Any]]:

@@ -80,6 +80,8 @@ def make_line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: lis
     marks = ["control"] if cells["control"].iloc[0] else []
     if failed:
         marks.append(f"failed: {failed} of {len(cells)} cells")
+    elif stopped := int((~cells["finished"]).sum()):
+        marks.append(f"not finished: {stopped} of {len(cells)} cells")
     if len(answered) < len(tasks):
         marks.append(f"{len(answered)} of {len(tasks)} tasks")
     if len(samples) and not samples["steps"].sum():

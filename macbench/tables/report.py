@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
 from typing import Any
@@ -164,16 +165,13 @@ def _markdown(block: Block) -> str:
 
 
 def _latex(block: Block) -> str:
-    """booktabs tables; the notes are comments of the source."""
-    parts = []
+    """booktabs tables; the title and the notes are comments of the source."""
+    parts = [f"% {block.title}"]
     for grid in _grids(block):
         header, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in grid)
-        width = len(grid[0])
         parts += [
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}",
             r"\toprule",
-            rf"\multicolumn{{{width}}}{{l}}{{{_tex(block.title)}}} \\",
-            r"\midrule",
             header,
             r"\midrule",
             *rows,
@@ -186,7 +184,8 @@ def _latex(block: Block) -> str:
 def _tex(cell: str) -> str:
     for special in "&%_#$":
         cell = cell.replace(special, "\\" + special)
-    return cell.replace("+-", r"$\pm$").replace("<", "$<$")
+    cell = cell.replace("+-", r"$\pm$").replace("<", "$<$").replace("~", r"$\sim$")
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", cell)  # a minus, not a hyphen
 
 
 def _csv(blocks: list[Block]) -> str:

@@ -294,7 +294,7 @@ def test_an_audit_goes_on_and_is_shown(words, whole, tmp_path, monkeypatch, caps
                 assert audit["error"] < 1e-5 and audit["agreement"] == 1
                 assert abs(audit["loglik"] - audit["full_loglik"]) < 1e-3
                 assert unmarked(row) == unmarked(undisturbed)
-    layers = store.read(tmp_path).layers
+    layers = store.read(tmp_path).layers("steps")
     heads = layers[layers["kind"] == "q"]
     assert (heads["audited"] == 10).all()
     exact = heads["cell"].map(store.read(tmp_path).cells["method"]) == "full"

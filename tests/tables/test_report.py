@@ -11,6 +11,7 @@ from cells import TASKS, write
 
 from macbench import store
 from macbench.errors import MacbenchError
+from macbench.tables import compare
 from macbench.tables.blocks import summarise
 from macbench.tables.report import table
 
@@ -205,6 +206,28 @@ def test_narrow_terminal_clips_nothing(out, monkeypatch):
     assert "tau 0.45 (radius 6.22)" in plain and plain.count("mac tau=0.45") >= 3
 
 
+def test_what_a_run_left_undone_is_marked(tmp_path):
+    """A killed run has samples but no summary, or one of fewer samples than there are by now."""
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    write(tmp_path, "quest", {"budget": 0.2}, FULL[:3], killed=True)
+    write(tmp_path, "mac", {"tau": 0.45}, FULL)
+    (summary,) = tmp_path.glob("*mac*/summary.json")
+    summary.write_text('{"samples": 3}')
+    text = table(store.read(tmp_path))
+    assert "quest (not finished: 1 of 1 cells)" in text and "mac (not finished" in text
+    assert "the same command again continues it" in text and "full (" not in text
+    assert "mind quest: not finished: 1 of 1 cells." in compare.table(store.read(tmp_path))
+
+
+def test_pooled_seeds_are_named(tmp_path):
+    for seed in (7, 42):
+        write(tmp_path, "full", {"passes": 1}, FULL, seed=seed)
+    for told in (table(store.read(tmp_path)), compare.table(store.read(tmp_path))):
+        assert "seeds: 7, 42, whose samples are pooled." in told
+    write(tmp_path / "one", "full", {"passes": 1}, FULL)
+    assert "seeds:" not in table(store.read(tmp_path / "one"))
+
+
 def test_markdown_and_latex_are_well_formed(out):
     text = table(store.read(out), "md")
     for block in text.split("\n\n"):
@@ -212,9 +235,10 @@ def test_markdown_and_latex_are_well_formed(out):
         assert len({line.count("|") for line in lines}) <= 1
     tex = [line for line in table(store.read(out), "latex").splitlines() if line[:1] != "%"]
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
-    body = [line for line in tex if line.endswith(r"\\") and "multicolumn" not in line]
+    body = [line for line in tex if line.endswith(r"\\")]
     assert {line.count(" & ") for line in body} == {12, 2}
     assert all(c not in line.replace("\\" + c, "") for line in tex for c in "%_#")
+    assert any("$-$62.5 [" in line for line in body)  # a minus where a number is below 0
 
 
 def test_same_results_same_bytes_and_unknown_format(out):
