@@ -216,6 +216,7 @@ def test_a_run_prints_its_table_and_the_same_command_again_continues(capsys, her
 def test_a_sweep_runs_every_combination_and_leaves_nothing_else(capsys, here, tiny):
     words = [*tiny, "method=[full,streaming_llm]", "length=512,1k", "seed=1,2", "out=results"]
     assert main([*run(), "-m", *words]) == 0
+    assert "macbench show results\n" in capsys.readouterr().out
     found = rows(here / "results")
     assert len(found) == 2 * 2 * 2 and all(len(samples) == 1 for samples in found.values())
     assert [path.name for path in here.iterdir()] == ["results"]

@@ -26,7 +26,8 @@ def sweep(words: Sequence[str]) -> int:
     from macbench.store.cell import check_writable
 
     for_hydra, jobs = overrides.split_sweep(words)
-    for out in {configure(job).out for job in jobs}:
+    outs = dict.fromkeys(configure(job).out for job in jobs)
+    for out in outs:
         check_writable(out)
     overrides.register()
     try:
@@ -37,6 +38,8 @@ def sweep(words: Sequence[str]) -> int:
     except hydra.errors.HydraException as error:  # such as an unknown launcher
         told = " ".join(str(error).split()).partition(" Config search path")[0]
         raise MacbenchError(f"the sweep cannot start: {told}.") from error
+    finally:
+        print("\n".join(f"Tables of what there is: macbench show {out}" for out in outs))
     return 0
 
 

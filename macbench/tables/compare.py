@@ -204,7 +204,10 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
         "the knob)."
     ]
     if any(line.plan.floor is not None for line in lines):
-        notes.append("min: the least that the method can read, which is above what was asked.")
+        notes.append(
+            "min: it ran at its floor, the least that it plans for a prompt, which is above what "
+            "was asked."
+        )
     if len({line.n for line in lines}) > 1:
         notes.append("k of n: so many samples were answered, of those of the row that has most.")
     if off := [line for line in lines if matched(line) is False]:
@@ -244,7 +247,8 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             if bandwidth
             else "; with --bandwidth GB/s also the tokens after which that is paid back"
         )
-        notes.append(f"own prefill: seconds a method works on a prompt, mean{after}.")
+        where = "on the machine that ran it"
+        notes.append(f"own prefill: seconds a method worked on a prompt, mean, {where}{after}.")
     for line in lines:
         if marks := ", ".join(mark for mark in line.marks if mark != "control"):
             notes.append(f"mind {line.label}: {marks}.")
