@@ -160,7 +160,7 @@ def _judge(rows: Sequence[dict[str, Any]]) -> str:
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the figures are, and what the judge is worth."""
     told = [
-        "accuracy: mean over texts of checks fulfilled / all checks. finish: sections written; "
+        "score of a text: checks fulfilled / all checks. finish: sections written; "
         "STIC-1: fulfilled / judged; STIC-2: fulfilled / all; weighted: finish x STIC-2; average: "
         "of once, range and periodic; words are whole numbers, all else is %."
     ]
