@@ -22,12 +22,10 @@ def draw(results: Results) -> Figure:
     Mean over layers and heads; band: layers' middle half. Colours go along all lines of the figure;
     marks and strokes are those of the other figures.
     """
-    counts = results.histograms
-    if counts.empty or "hits" not in set(counts["name"]):
+    counts, blocks = results.histograms, summarise(results)
+    panels = [(b, part) for b in blocks if len(part := _of(b, counts))] if len(counts) else []
+    if not panels:
         raise MacbenchError("no cell here counted matches; run one with method=mac first.")
-    hits = counts[counts["name"] == "hits"]
-    blocks = summarise(results)
-    panels = [(block, part) for block in blocks if len(part := _of(block, hits))]
     labels = [*dict.fromkeys(label for _, part in panels for label in sorted({*part["method"]}))]
     shades = plt.get_cmap("viridis")([0.9 * i / len(labels) for i in range(len(labels))])
     figure, axes = plt.subplots(
@@ -56,21 +54,22 @@ def draw(results: Results) -> Figure:
             "\n".join(fill(text, 64) for text in (block.title, ", ".join(tasks)) if text)
         )
         axis.title.set_fontsize(8)
-        axis.set_xlabel(f"decode step ({width} step{'s' if width > 1 else ''} a point)")
+        steps = "1 step" if width == 1 else f"{width} steps"
+        axis.set_xlabel(f"decode step\n({steps} a point, of the samples that got there)")
         axis.set(xlim=(0, None), ylim=(0, 1.03))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.grid(alpha=0.2)
-    axes[0][0].set_ylabel("acceptance rate of samples that got so far")
+    axes[0][0].set_ylabel("acceptance rate")
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=7, frameon=False)
     return figure
 
 
-def _of(block: Block, hits: pd.DataFrame) -> pd.DataFrame:
-    """The block's counts with their method, in buckets of one width, whatever a task's longest
+def _of(block: Block, counts: pd.DataFrame) -> pd.DataFrame:
+    """The block's hits with their method, in buckets of one width, whatever a task's longest
     answer is: the least that all widths divide."""
     cells = block.layers[["cell", "method"]].drop_duplicates()
-    part = hits.merge(cells, on="cell")
+    part = counts[counts["name"] == "hits"].merge(cells, on="cell")
     width = math.lcm(*part["width"].tolist())
     return part.assign(bin=part["bin"] * part["width"] // width, width=width)
 
