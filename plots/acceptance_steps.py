@@ -41,19 +41,25 @@ def draw(results: Results) -> Figure:
         named = {line.label: family(line) for line in block.lines}
         width = part["width"].iloc[0]
         for label, own in part.groupby("method"):
-            marker, _, stroke = look(named[label], families(blocks))
+            marker, _, stroke = look(named[str(label)], families(blocks))
             colour = shades[labels.index(label)]
             rates = _rates(results, own)
             x, low, high = (rates.index + 0.5) * width, *rates.quantile([0.25, 0.75], axis=1).values
             (handles[label],) = axis.plot(
-                x, rates.mean(axis=1), marker=marker, ms=4, color=colour, ls=stroke, lw=1.2
+                x,
+                rates.mean(axis=1),
+                marker=marker,
+                ms=4,
+                color=colour,
+                ls=stroke,
+                lw=1.2,
+                label=label,
             )
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        tasks = sorted({task.partition("/")[2] for task in results.cells["task"][part["cell"]]})
-        axis.set_title(
-            "\n".join(fill(text, 64) for text in (block.title, ", ".join(tasks)) if text)
+        tasks = ", ".join(
+            sorted({t.partition("/")[2] for t in results.cells["task"][part["cell"]]})
         )
-        axis.title.set_fontsize(8)
+        axis.set_title(f"{fill(block.title, 64)}\n{fill(tasks, 64)}".strip(), fontsize=8)
         steps = "1 step" if width == 1 else f"{width} steps"
         axis.set_xlabel(f"decode step\n({steps} a point, of the samples that got there)")
         axis.set(xlim=(0, None), ylim=(0, 1.03))
@@ -61,7 +67,9 @@ def draw(results: Results) -> Figure:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.grid(alpha=0.2)
     axes[0][0].set_ylabel("acceptance rate")
-    figure.legend(handles.values(), handles, loc="outside right center", fontsize=7, frameon=False)
+    figure.legend(
+        handles=[*handles.values()], loc="outside right center", fontsize=7, frameon=False
+    )
     return figure
 
 

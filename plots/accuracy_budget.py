@@ -129,6 +129,7 @@ def panel(axis: plt.Axes, block: Block, methods: Collection[str]) -> None:
             mfc="white" if control else None,
             ls=stroke if len(points) > 1 else "none",
             lw=2 if _method(name) == "mac" else 1,
+            elinewidth=1,
             capsize=2,
             label=f"{name} (control)" if control else name,
         )
