@@ -2,48 +2,91 @@
 
 from __future__ import annotations
 
+import math
+from textwrap import fill
+
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from macbench.errors import MacbenchError
+from macbench.plots.accuracy_budget import families, family, look
 from macbench.store import Results
-from macbench.tables.blocks import summarise
+from macbench.tables.blocks import Block, summarise
 
 
 def draw(results: Results) -> Figure:
-    """A line per block of `macbench show`, MAC's row in it and answer length: mean over layers and
-    heads; band: layers' middle half.
+    """A panel per model, benchmark and length, a line per row of MAC in it.
 
-    x: decode step at the middle of a bucket; a bucket counts only the samples that reached it.
+    Mean over layers and heads; band: layers' middle half. Colours go along all lines of the figure;
+    marks and strokes are those of the other figures.
     """
-    counts = results.histograms
-    if counts.empty or "hits" not in set(counts["name"]):
+    counts, blocks = results.histograms, summarise(results)
+    panels = [(b, part) for b in blocks if len(part := _of(b, counts))] if len(counts) else []
+    if not panels:
         raise MacbenchError("no cell here counted matches; run one with method=mac first.")
-    hits = counts[counts["name"] == "hits"]
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for block in summarise(results):
-        cells = block.layers[["cell", "method"]].drop_duplicates()
-        for (method, width), part in hits.merge(cells, on="cell").groupby(["method", "width"]):
-            config = results.cells["config"][part["cell"].iloc[0]]
-            seen = _steps(results, part) * config["geometry"]["q_heads"]
-            grid = part.pivot_table(index="bin", columns="layer", values="count", aggfunc="sum")
-            grid = grid.div(seen, axis=0)[seen > 0]
-            x = (grid.index + 0.5) * width
-            name = f"{block.family}, {block.about['length']}: {method}, {width} steps a point"
-            (line,) = axis.plot(x, grid.mean(axis=1), marker=".", label=name)
-            low, high = grid.quantile(0.25, axis=1), grid.quantile(0.75, axis=1)
-            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axis.set(xlabel="decode step", ylabel="acceptance rate", ylim=(0, 1))
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.grid(alpha=0.2)
-    axis.legend(fontsize=8)
+    labels = [*dict.fromkeys(label for _, part in panels for label in sorted({*part["method"]}))]
+    shades = plt.get_cmap("viridis")([0.9 * i / len(labels) for i in range(len(labels))])
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(3 + 4.4 * len(panels), 4),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    handles = {}
+    for axis, (block, part) in zip(axes[0], panels, strict=True):
+        named = {line.label: family(line) for line in block.lines}
+        width = part["width"].iloc[0]
+        for label, own in part.groupby("method"):
+            marker, _, stroke = look(named[str(label)], families(blocks))
+            colour = shades[labels.index(label)]
+            rates = _rates(results, own)
+            x, low, high = (rates.index + 0.5) * width, *rates.quantile([0.25, 0.75], axis=1).values
+            (handles[label],) = axis.plot(
+                x,
+                rates.mean(axis=1),
+                marker=marker,
+                ms=4,
+                color=colour,
+                ls=stroke,
+                lw=1.2,
+                label=label,
+            )
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        tasks = ", ".join(
+            sorted({t.partition("/")[2] for t in results.cells["task"][part["cell"]]})
+        )
+        axis.set_title(f"{fill(block.title, 64)}\n{fill(tasks, 64)}".strip(), fontsize=8)
+        steps = "1 step" if width == 1 else f"{width} steps"
+        axis.set_xlabel(f"decode step\n({steps} a point, of the samples that got there)")
+        axis.set(xlim=(0, None), ylim=(0, 1.03))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.grid(alpha=0.2)
+    axes[0][0].set_ylabel("acceptance rate")
+    figure.legend(
+        handles=[*handles.values()], loc="outside right center", fontsize=7, frameon=False
+    )
     return figure
 
 
-def _steps(results: Results, part):
-    """Decode steps of all samples of these cells that fell into each bucket."""
-    width, samples = part["width"].iloc[0], results.samples
-    steps = samples.loc[samples["cell"].isin(part["cell"]), "steps"]
-    buckets = part["bin"].drop_duplicates().sort_values()
-    return buckets.set_axis(buckets).map(lambda at: (steps - at * width).clip(0, width).sum())
+def _of(block: Block, counts: pd.DataFrame) -> pd.DataFrame:
+    """The block's hits with their method, in buckets of one width, whatever a task's longest
+    answer is: the least that all widths divide."""
+    cells = block.layers[["cell", "method"]].drop_duplicates()
+    part = counts[counts["name"] == "hits"].merge(cells, on="cell")
+    width = math.lcm(*part["width"].tolist())
+    return part.assign(bin=part["bin"] * part["width"] // width, width=width)
+
+
+def _rates(results: Results, part: pd.DataFrame) -> pd.DataFrame:
+    """Acceptance by bucket and layer, of all samples of a method that reached the bucket."""
+    width, cells = part["width"].iloc[0], part["cell"].unique()
+    steps = results.samples.loc[results.samples["cell"].isin(cells), "steps"]
+    hits = part.pivot_table(index="bin", columns="layer", values="count", aggfunc="sum")
+    seen = hits.index.to_series().map(lambda at: (steps - at * width).clip(0, width).sum())
+    heads = results.cells["config"][cells[0]]["geometry"]["q_heads"]
+    return hits[seen > 0].div(seen[seen > 0] * heads, axis=0)

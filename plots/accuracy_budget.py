@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from textwrap import fill
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import StrMethodFormatter
 
+from macbench import presets
 from macbench.errors import MacbenchError
 from macbench.store import Results
 from macbench.tables.blocks import Block, summarise
 from macbench.tables.line import Line
 
 MARKS = "osD^vP*X<>hp"
-COLOURS = [f"C{i}" for i in range(10)] + ["navy", "maroon", "gold", "black"]
+COLOURS = [f"C{i}" for i in (*range(7), 8, 7, 9)] + ["navy", "maroon", "gold", "black"]
 STROKES = ("-", "--", ":", "-.")
 ALONG = re.compile(r" (budget|tokens|tau|p)=(\[[^\]]*\]|\S+)")  # knobs that a curve runs along
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # %
 
 
 def draw(results: Results) -> Figure:
@@ -26,18 +28,17 @@ def draw(results: Results) -> Figure:
 
     x: achieved byte budget (log); y: accuracy over tasks. Bars are 95 % intervals. Full attention
     is the dashed line with its interval as a band; controls are hollow. A method looks the same in
-    every panel. Where no one scored anything there is no panel beside others.
+    every figure. Where no one scored anything there is no panel beside others.
     """
     blocks = [block for block in summarise(results) if any(line.n for line in block.lines)]
     if not blocks:
         raise MacbenchError("there are no finished samples to draw; run the cells first.")
+    methods = families(blocks)
     scored = [b for b in blocks if any(line.accuracy and line.accuracy.mean for line in b.lines)]
     blocks = scored or blocks
     figure, axes = plt.subplots(
         1, len(blocks), figsize=(2 + 4.4 * len(blocks), 4.4), squeeze=False, layout="constrained"
     )
-    named = (family(line) for block in blocks for line in block.lines)
-    methods = [*dict.fromkeys(name for name in named if name != "full")]
     for axis, block in zip(axes[0], blocks, strict=True):
         panel(axis, block, methods)
     return figure
@@ -50,34 +51,64 @@ def family(line: Line) -> str:
     return f"{name} calibrated" if line.plan.calibration else name
 
 
-def look(name: str, names: Sequence[str]) -> tuple[str, str, str]:
-    """Marker, colour and line of a family among all: a method's families, snapkv and snapkv/wide,
-    share its colour."""
-    methods = [*dict.fromkeys(map(_method, names))]
-    i = methods.index(_method(name))
-    kin = [each for each in names if _method(each) == methods[i]].index(name)
-    mark = MARKS[(i + 5 * kin) % len(MARKS)]
-    return mark, COLOURS[i % len(COLOURS)], STROKES[kin % len(STROKES)]
+def families(blocks: Iterable[Block]) -> set[str]:
+    """The curves of these blocks; full attention is none."""
+    return {family(line) for block in blocks for line in block.lines} - {"full"}
+
+
+def look(name: str, names: Collection[str]) -> tuple[str, str, str]:
+    """Marker, colour and line of a family among all that the results hold.
+
+    Methods have colours and variants marks by their order in `conf/`, so that they look the same
+    whatever else is drawn. Other methods, and a variant's further options, come after them.
+    """
+    known, method = presets.methods(), _method(name)
+    methods = [each for each in known if each != "full"]
+    methods += sorted({_method(each) for each in (*names, name)} - {*methods})
+    i = methods.index(method)
+    kin = sorted(each for each in names if _method(each) == method)
+    first = {_variant(each): each for each in reversed(kin)}  # stands for its variant
+
+    def place(each: str) -> str:
+        return _variant(each) if each == first.get(_variant(each)) else each
+
+    variants = [method, *(f"{method}/{variant}" for variant in known.get(method, ()))]
+    variants += sorted({place(each) for each in (*kin, name)} - {*variants})
+    j = variants.index(place(name))
+    return MARKS[(i + 5 * j) % len(MARKS)], COLOURS[i % len(COLOURS)], STROKES[j % len(STROKES)]
 
 
 def _method(name: str) -> str:
     return re.split("[ /]", name)[0]
 
 
-def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
-    """One block. methods: those of all panels, whose order gives colours and marks. Points of
-    fewer samples than others say of how many."""
+def _variant(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+def budget_axis(axis: plt.Axes) -> None:
+    """Few ticks, which do not collide, on a log axis that holds every point drawn so far."""
+    axis.set_xscale("log")
+    axis.set_xticks(TICKS)
+    axis.set_xticks([], minor=True)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
+    axis.set_xlim(min(axis.dataLim.minposx, 50) / 1.25, max(axis.dataLim.x1, 100) * 1.1)
+
+
+def panel(axis: plt.Axes, block: Block, methods: Collection[str]) -> None:
+    """One block. methods: the families of all results. Points of fewer samples than others say of
+    how many."""
     most = max(line.n for line in block.lines)
-    families: dict[str, list[Line]] = {}
+    curves: dict[str, list[Line]] = {}
     for line in block.lines:
         if line.accuracy and line.budgets and line.budgets.byte is not None:
-            families.setdefault(family(line), []).append(line)
-    full = families.pop("full", [])
+            curves.setdefault(family(line), []).append(line)
+    full = curves.pop("full", [])
     for line in full:
         assert line.accuracy
         axis.axhspan(100 * line.accuracy.low, 100 * line.accuracy.high, color="0.5", alpha=0.12)
         axis.axhline(100 * line.accuracy.mean, color="0.35", ls="--", lw=1, label="full attention")
-    for name, lines in families.items():
+    for name, lines in curves.items():
         (marker, color, stroke), points = look(name, methods), []
         for line in lines:
             assert line.accuracy and line.budgets and line.budgets.byte is not None
@@ -95,16 +126,15 @@ def panel(axis: plt.Axes, block: Block, methods: list[str]) -> None:
             yerr=[[p[1] - p[2] for p in points], [p[3] - p[1] for p in points]],
             marker=marker,
             color=color,
-            mfc="none" if control else None,
+            mfc="white" if control else None,
             ls=stroke if len(points) > 1 else "none",
             lw=2 if _method(name) == "mac" else 1,
+            elinewidth=1,
             capsize=2,
             label=f"{name} (control)" if control else name,
         )
-    axis.set_xscale("log")
-    for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        which(PercentFormatter(decimals=0))
-    axis.tick_params(axis="x", which="both", labelsize=7)
+    budget_axis(axis)
+    axis.tick_params(axis="x", labelsize=7)
     axis.set_xlabel("bytes read per decode step, % of full attention's\n(metadata included)")
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(-3, 103)

@@ -8,13 +8,15 @@ own budget, a share of tokens that charges neither metadata nor groups whose hea
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from macbench.errors import MacbenchError
 from macbench.plots import paper as reported
-from macbench.plots.accuracy_budget import family, look, panel
+from macbench.plots.accuracy_budget import budget_axis, families, look, panel
 from macbench.store import Results
 from macbench.tables.blocks import summarise
 
@@ -22,7 +24,6 @@ OPTIONS = {"paper": False}
 ROWS = (("longbench_v2",), ("longgenbench", "ruler"))
 TABLES = {"longbench_v2": "table_2", "longgenbench": "table_1", "ruler": "table_1"}
 MODEL = "llama-3.1-8b"
-TICKS = (1, 2, 5, 10, 20, 50, 100)  # %
 
 
 def draw(results: Results, paper: bool = False) -> Figure:
@@ -33,9 +34,7 @@ def draw(results: Results, paper: bool = False) -> Figure:
     rows = [[b for name in names for b in blocks if b.family == name] for names in ROWS]
     rows = [row for row in rows if row]
     points = {b.family: _reported(b.family) for row in rows for b in row} if paper else {}
-    named = [family(line) for row in rows for block in row for line in block.lines]
-    named += [method for table in points.values() for method in table["method"]]
-    methods = [*dict.fromkeys(name for name in named if name != "full")]
+    methods = families(blocks)
     width = max(len(row) for row in rows)
     figure = plt.figure(figsize=(2 + 4.4 * max(width, 2), 4.4 * len(rows)), layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
@@ -44,10 +43,6 @@ def draw(results: Results, paper: bool = False) -> Figure:
             panel(axis, block, methods)
             if block.family in points:
                 _hollow(axis, points[block.family], methods)
-            axis.set_xticks(TICKS, minor=False)
-            axis.set_xticks([], minor=True)
-            read = [100 * b for line in block.lines if line.budgets and (b := line.budgets.byte)]
-            axis.set_xlim(0.9 if paper else min(read, default=1) / 1.25, 110)
     return figure
 
 
@@ -58,7 +53,7 @@ def _reported(benchmark: str) -> pd.DataFrame:
     return table[(table["benchmark"] == benchmark) & (table["model"] == MODEL)]
 
 
-def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: list[str]) -> None:
+def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: Collection[str]) -> None:
     for method, own in table.groupby("method", sort=False):
         if method == "full":
             level = float(own["score"].iloc[0])
@@ -75,4 +70,6 @@ def _hollow(axis: plt.Axes, table: pd.DataFrame, methods: list[str]) -> None:
             lw=1,
             label=f"{method} (paper, % of tokens)",
         )
+    budget_axis(axis)
+    axis.set_xlabel(f"{axis.get_xlabel()}\n(the paper's points: % of tokens, without metadata)")
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import pytest
 from cells import write
 
-from macbench import plots, store
+from macbench import plots, presets, store
 from macbench.cli import main
 from macbench.errors import MacbenchError
-from macbench.plots import budget_curve
+from macbench.plots import accuracy_budget, budget_curve
 
 FULL = [1] * 6 + [0] * 2
 TASKS = {"longbench_v2": 4096, "longgenbench/diary": 256, "ruler/fwe": 2048}
@@ -68,7 +70,7 @@ def test_points_are_what_was_read_and_scored(figure):
     x, y = points.lines[0].get_data()
     assert list(x) == pytest.approx([20.0, 40.0]) and list(y) == pytest.approx([75.0, 75.0])
     hollow = {c.get_label(): c.lines[0].get_markerfacecolor() for c in axis.containers}
-    assert hollow["random (control)"] == "none" != hollow["quest"]
+    assert hollow["random (control)"] == "white" != hollow["quest"]
 
 
 def test_a_curve_runs_along_the_budget_and_joins_no_other_options(tmp_path):
@@ -97,6 +99,70 @@ def test_a_curve_runs_along_the_budget_and_joins_no_other_options(tmp_path):
     plt.close("all")
 
 
+@pytest.mark.parametrize("figure", [accuracy_budget, budget_curve])
+@pytest.mark.parametrize("shares", [(0.004, 0.3), (0.82, 0.97), (0.3, 2.4, 7.9)])
+def test_the_axis_holds_every_point_with_labels_apart(tmp_path, figure, shares):
+    """Also far above full attention's bytes, and where all points lie close together."""
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    for share in shares:
+        knobs = {"budget": share}
+        write(tmp_path, "quest", knobs, FULL, label=f"quest budget={share}", share=share - 0.001)
+    drawn = figure.draw(store.read(tmp_path))
+    drawn.canvas.draw()
+    (axis,) = drawn.axes
+    (curve,) = [c for c in axis.containers if c.get_label() == "quest"]
+    x = curve.lines[0].get_xdata()
+    low, high = axis.get_xlim()
+    assert len(x) == len(shares) and low < min(x) and max(x) < high
+    ticks = [*axis.xaxis.get_major_ticks(), *axis.xaxis.get_minor_ticks()]
+    seen = [tick for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    boxes = [tick.label1.get_window_extent() for tick in sorted(seen, key=lambda t: t.get_loc())]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    plt.close("all")
+
+
+def test_a_method_looks_the_same_whatever_else_is_drawn():
+    known = presets.methods()
+    every = {name for name in known if name != "full"}
+    every |= {f"{name}/{variant}" for name in every for variant in known[name]}
+    looks = {name: accuracy_budget.look(name, every) for name in every}
+    assert len({(marker, colour) for marker, colour, _ in looks.values()}) == len(every)
+    for name in every:
+        method = name.partition("/")[0]
+        assert accuracy_budget.look(name, {name, "novel"}) == looks[name]
+        assert looks[name][1] == looks[method][1]
+    assert len({looks[name][1] for name in known if name != "full"}) == len(known) - 1
+
+
+def test_other_options_and_methods_come_after_the_known():
+    def look(name, *beside):
+        return accuracy_budget.look(name, {name, *beside})
+
+    mac = look("mac")
+    assert look("mac K=128") == mac  # nothing else stands for MAC
+    assert look("mac K=128", "mac", "quest")[:2] != mac[:2] == look("mac", "mac K=128")[:2]
+    assert look("mac K=128", "mac")[1] == mac[1]
+    assert look("mac/authors K=128", "mac") == look("mac/authors")
+    known = [look(name)[:2] for name in presets.methods() if name != "full"]
+    assert look("novel", "mac")[:2] not in known
+
+
+def test_methods_look_the_same_in_both_figures(out):
+    """Also where one leaves out a benchmark without a score, or starts with another."""
+    write(out, "abacus", {}, [0] * 8, "longgenbench/menu", length=900)
+    write(out, "brainwave", {}, FULL, "longbench_v2", length=4096)
+    write(out, "h2o", {}, FULL, "longbench_v2", length=4096)
+    looks = []
+    for figure in (accuracy_budget, budget_curve):
+        curves = [c for axis in figure.draw(store.read(out)).axes for c in axis.containers]
+        looks.append(
+            {c.get_label(): (c.lines[0].get_marker(), c.lines[0].get_color()) for c in curves}
+        )
+    assert {*looks[0].items()} < {*looks[1].items()}
+    plt.close("all")
+
+
 def test_the_papers_points_are_hollow_and_only_there_when_asked_for(figure):
     assert not any("paper" in label for axis in figure().axes for label in lines(axis)[1])
     long, writing, ruler = figure(paper=True).axes
@@ -104,6 +170,8 @@ def test_the_papers_points_are_hollow_and_only_there_when_asked_for(figure):
     assert {"quest (paper, % of tokens)", "mac (paper, % of tokens)"} < {*labels}
     quest = found["quest (paper, % of tokens)"]
     assert quest.get_markerfacecolor() == "none"
+    assert "the paper's points: % of tokens" in ruler.get_xlabel()
+    assert not any("paper" in axis.get_xlabel() for axis in figure().axes)
     assert list(quest.get_xdata()) == pytest.approx([1, 2, 3, 7])
     assert list(quest.get_ydata()) == [72.4, 73.4, 75.5, 77]
     (ours,) = [c for c in ruler.containers if c.get_label() == "quest"]
