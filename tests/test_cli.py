@@ -107,6 +107,14 @@ def test_a_budget_below_the_floor_names_the_floor_and_unreachable_runs_it(capsys
     assert "min " in capsys.readouterr().out
 
 
+def test_a_default_budget_below_the_floor_is_named(capsys, here, tiny):
+    """Quest's 0.2, of which its label says nothing; the model has dense layers only."""
+    words = ["method=quest", "unreachable=floor", "out=results"]
+    assert main(run(*tiny, *words)) == 0
+    err = capsys.readouterr().err
+    assert "quest budget=0.2 cannot be reached; it runs at its floor, 100.0 % of bytes" in err
+
+
 def test_two_budgets_below_the_floor_are_one_cell(capsys, here, tiny):
     words = ["method=[full,quest,streaming_llm]", "quest.budget=[0.01,0.02]"]
     words += ["streaming_llm.budget=[0.05,0.1]", "unreachable=floor", "out=results"]

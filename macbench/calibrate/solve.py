@@ -180,7 +180,8 @@ def mac_solver(asked: Asked, held: HeldOut) -> Callable[[float], Proposal | None
             ring = min(least, key=lambda ring: least[ring])
             raise MacbenchError(
                 f"mac cannot read as little as {100 * budget:g} % here: {100 * least[ring]:.1f} % "
-                f"at least, with K={ring} and tau=0, the loosest."
+                f"at least, with K={ring} and tau=0, the loosest; ask for a larger budget=, or take "
+                "a longer length= or a smaller mac.r."
             )
         if not choices:
             return None
@@ -265,7 +266,8 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
         least = create(name, knobs).floor(model.geometry, max(group.tokens for group in groups))
         told_least = "" if least is None else f": {100 * least:.1f} % at least"
         raise MacbenchError(
-            f"{name} cannot read as little as {100 * asked.budget:g} % here{told_least}."
+            f"{name} cannot read as little as {100 * asked.budget:g} % here{told_least}; ask for a "
+            "larger budget=, or take a longer length=."
         )
     errors = [abs(read - asked.budget) for _, read in tried]
     best = errors.index(min(errors))
