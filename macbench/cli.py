@@ -123,6 +123,7 @@ def parser() -> Parser:
         "Judge stored LongGenBench answers again; generates nothing, the same command continues.",
         "macbench score results/local/run judge=local judge_model=smollm2",
         "\noptions: judge=keyword|local|openai judge_model=NAME judge_url=ADDRESS/v1\n"
+        "judge=local without judge_model: the published judge, llama-3.1-8b-instruct (gated)\n"
         "judge=openai reads its key from OPENAI_API_KEY",
     )
     add.add_argument("dir", type=Path, metavar="DIR")

@@ -27,7 +27,7 @@ def models() -> list[Row]:
 
 def _about(model: Row) -> str:
     if model["init"] == "random":
-        return f"random weights, configuration {model['source']}"
+        return f"random weights, configuration {model['source']}: for `macbench bench` only"
     adapter = model.get("adapter")
     return model["source"] + (f", adapter {adapter}" if adapter else "")
 

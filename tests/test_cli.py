@@ -80,6 +80,7 @@ def run(*words: str, limit: int = 1) -> list[str]:
         (["run", "method=[full,mca]"], "unknown method 'mca': did you mean 'mac'?"),
         (["run", "task=ruler/few"], "did you mean 'ruler/fwe'?"),
         (["run", "model=smollm"], "did you mean 'smollm2'?"),
+        (["run", "model=tiny-random"], "model 'tiny-random' has no tokenizer"),
         (["run", "lenght=4k"], "unknown option 'lenght': did you mean 'length'?"),
         (["run", "method=quest", "quest.budget=1.2"], "a share in (0, 1]"),
         (["run", "-m", "method=full,mac"], "write the list method=[full,mac]"),
@@ -298,6 +299,12 @@ def test_lists_as_json(capsys):
     assert len([name for name in listed("tasks") if name.startswith("ruler/")]) == 13
     for name in listed("methods"):
         assert configure([f"method={name}"]).cells[0].label == name
+
+
+def test_models_that_only_the_bench_takes_are_marked(capsys):
+    assert main(["list", "models"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert ("-random " in line) == line.endswith("for `macbench bench` only")
 
 
 def test_lists_for_reading(capsys):

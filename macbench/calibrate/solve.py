@@ -27,7 +27,7 @@ from macbench.engine import Answer
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
 from macbench.models import Model, Source, load, pick_device
-from macbench.run.groups import Group, check_text, make_engine, make_groups, prompt_sha
+from macbench.run.groups import Group, make_engine, make_groups, prompt_sha
 
 if TYPE_CHECKING:
     from macbench.config import RunConfig
@@ -180,8 +180,8 @@ def mac_solver(asked: Asked, held: HeldOut) -> Callable[[float], Proposal | None
             ring = min(least, key=lambda ring: least[ring])
             raise MacbenchError(
                 f"mac cannot read as little as {100 * budget:g} % here: {100 * least[ring]:.1f} % "
-                f"at least, with K={ring} and tau=0, the loosest; ask for a larger budget=, or take "
-                "a longer length= or a smaller mac.r."
+                f"at least, with K={ring} and tau=0, the loosest; ask for a larger budget=, or "
+                "take a longer length= or a smaller mac.r."
             )
         if not choices:
             return None
@@ -241,8 +241,7 @@ def told(predicted: float | None, read: float) -> str:
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
     """Solve, check by running, and save."""
     saved.check_writable(asked.out)
-    model = load(Source(**config.model))
-    check_text(model)
+    model = load(Source(**config.model), reads=True)
     resolve(config.backend, pick_device(Source(**config.model).device))
     groups = list(make_groups(config, model, progress))
     if not groups:
