@@ -251,6 +251,7 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
     knob = "budget" if name == "mac" else _knob(knobs)
     assert knob is not None  # `read_words` has seen to it
     first = asked.budget if knob == "budget" else knobs[knob]
+    create(name, knobs).check(model.geometry, config.lengths[0])
     solve = mac_solver(asked, held) if name == "mac" else knob_solver(held, knob)
     tried: list[tuple[float, float]] = []  # what was aimed at and read
     proposals: list[Proposal] = []
