@@ -7,8 +7,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,20 @@ def run(*words: str, limit: int = 1) -> list[str]:
 def test_bad_words_are_refused_in_one_sentence(capsys, here, argv, part):
     assert part in refusal(capsys, *argv)
     assert not [path for path in here.iterdir() if path.name != "results"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "launchers"), ("submitit_slurm", "slurm"), ("ray", "ray")]
+)
+def test_a_launcher_that_is_not_installed_names_its_extra(capsys, here, launcher, extra):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    family = launcher.partition("_")[0]
+    assert f"hydra-{family}-launcher" in extras["optional-dependencies"][extra][0]
+    with suppress(ModuleNotFoundError):
+        if find_spec(f"hydra_plugins.hydra_{family}_launcher"):
+            pytest.skip("it is installed")
+    sentence = refusal(capsys, "run", "-m", "seed=1,2", f"hydra/launcher={launcher}")
+    assert sentence.endswith(f"{family} is not installed; pip install 'macbench[{extra}]'.")
 
 
 def test_a_length_above_the_window(capsys, here, tiny):
