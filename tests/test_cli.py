@@ -171,6 +171,9 @@ def test_every_method_with_a_budget_runs_at_its_floor_and_says_so(capsys, here, 
 
 def test_an_unwritable_results_folder(capsys, here, tiny):
     Path("file").write_text("not a folder")
+    for more in ([], ["-m", "seed=1,2"]):
+        sentence = refusal(capsys, *run(*tiny, "out=file", *more))
+        assert "out=file is a file; name a folder" in sentence
     assert "file/results" in refusal(capsys, *run(*tiny, "out=file/results"))
 
 

@@ -57,7 +57,7 @@ def read_words(words: Sequence[str]) -> tuple[Asked, RunConfig]:
         rest.append(f"seed={SEED}")
     if "method" not in own:
         rest.append("method=mac")
-    config = configure([*rest, *(word for word in words if word.partition("=")[0] == "out")])
+    config = configure(rest)
     for key in ("budget", "out"):
         if not own.get(key):
             raise MacbenchError(
