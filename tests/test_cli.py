@@ -98,6 +98,21 @@ def test_bad_words_are_refused_in_one_sentence(capsys, here, argv, part):
     assert not [path for path in here.iterdir() if path.name != "results"]
 
 
+@pytest.mark.parametrize("command", ["compare", "show", "score"])
+def test_what_lies_in_a_results_folder_is_not_one(capsys, here, command, monkeypatch):
+    """As of a shell's `results/*`."""
+    cell = here / "results" / "cell"
+    cell.mkdir(parents=True)
+    for file in (cell / "samples.jsonl", cell.parent / "runs.jsonl"):
+        file.write_text("")
+    words = "one cell of a run; give the folder above it"
+    assert f"results/cell is {words}, results." in refusal(capsys, command, "results/cell")
+    said = "results/runs.jsonl is a file; give the folder above it, results."
+    assert said in refusal(capsys, command, "results/runs.jsonl")
+    monkeypatch.chdir(cell)
+    assert f". is {words}, .." in refusal(capsys, command, ".")
+
+
 @pytest.mark.parametrize(
     ("launcher", "extra"), [("joblib", "launchers"), ("submitit_slurm", "slurm"), ("ray", "ray")]
 )
