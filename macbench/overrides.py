@@ -167,8 +167,9 @@ def _instead_of_knob(method: str, knob: str) -> str:
     own = list(presets.read("method", method))
     if knob == "budget" and method in OUTCOMES:
         return (
-            f"what {method} reads is an outcome of {method}.{OUTCOMES[method]}; set that, or find "
-            f"it with `macbench calibrate method={method} budget=0.4 out=FILE`."
+            f"{method} has no budget, since what it reads is an outcome of "
+            f"{method}.{OUTCOMES[method]}; set that, or let `macbench calibrate method={method} "
+            "budget=0.4 out=FILE` find it."
         )
     if knob in getattr(METHODS.get(method), "__dataclass_fields__", ()):
         return f"the class has it but its file does not; add it to conf/method/{method}.yaml."

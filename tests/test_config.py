@@ -117,7 +117,10 @@ def test_the_file_of_a_method_gives_every_knob_its_default(name):
         (["methd=[full]"], "unknown option 'methd': did you mean 'method'?"),
         (["mac.ta=0.4"], "unknown option 'mac.ta': did you mean 'mac.tau'?"),
         (["quest.tau=1"], "'quest.tau': quest has quest.budget, quest.dense_layers, quest.shared."),
-        (["mac.budget=0.4"], "'mac.budget': what mac reads is an outcome of mac.tau; set that, or"),
+        (
+            ["mac.budget=0.4"],
+            "'mac.budget': mac has no budget, since what it reads is an outcome of mac.tau",
+        ),
         (["mac.budget=0.4"], "`macbench calibrate method=mac budget=0.4 out=FILE`"),
         (["twilight.budget=0.4"], "an outcome of twilight.p"),
         (["xyzzy=1"], "unknown option 'xyzzy': known: "),
