@@ -57,7 +57,8 @@ def register() -> None:
     """Tell Hydra of `rooms`: every method's and task family's YAML under its own key."""
     from hydra.core.config_store import ConfigStore
 
-    rooms = {**presets.defaults("method"), **presets.defaults("task")}
+    families = {name: presets.read("task", name) for name in presets.families()}
+    rooms = {**presets.defaults("method"), **families}
     ConfigStore.instance().store(name="rooms", node=rooms)
 
 
@@ -186,6 +187,7 @@ def _check_model(name: str) -> None:
             f"unknown model '{name}': {nearest(name, known)} For any other checkpoint give "
             "model.source=HUB_ID, a folder or a .gguf file."
         )
+    presets.read("model", name)  # refuses what cannot be read
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:

@@ -145,6 +145,7 @@ def test_a_slip_is_one_sentence_and_only_for_who_asks(files, site):
     add(site, {"conf/method/more.yaml": "# none yet\n"})
     add(site, {"conf/method/torn.yaml": "budget: 0.2\nsinks: [1,\n"})
     add(site, {"conf/method/twice.yaml": "budget: 0.2\nbudget: 0.3\n"})
+    add(site, {"conf/model/torn.yaml": "source: smollm2: 2\n"})
     asked = {
         "run method=strided": "conf/method/strided.yaml is no method's: no class in "
         "macbench/attention/ has name = 'strided' (those without a file: bare, stride)",
@@ -157,6 +158,7 @@ def test_a_slip_is_one_sentence_and_only_for_who_asks(files, site):
         "run method=torn": "conf/method/torn.yaml line 3 is not valid YAML",
         "run method=full torn.budget=0.3": "conf/method/torn.yaml line 3 is not valid YAML",
         "run method=twice": "conf/method/twice.yaml line 2 is not valid YAML",
+        "run model=torn": "conf/model/torn.yaml line 1 is not valid YAML",
         "bench decode method=torn": "conf/method/torn.yaml line 3 is not valid YAML",
         "bench decode method=full length=x": "length=x: write tokens",
         "list methods": "conf/method/lonely.yaml is no method's",
