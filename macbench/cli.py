@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,6 +124,7 @@ def parser() -> Parser:
         "Judge stored LongGenBench answers again; generates nothing, the same command continues.",
         "macbench score results/local/run judge=local judge_model=smollm2",
         "\noptions: judge=keyword|local|openai judge_model=NAME judge_url=ADDRESS/v1\n"
+        "judge=local without judge_model: the published judge, llama-3.1-8b-instruct (gated)\n"
         "judge=openai reads its key from OPENAI_API_KEY",
     )
     add.add_argument("dir", type=Path, metavar="DIR")
@@ -353,6 +355,12 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def _results(folder: Path) -> Path:
+    cell = (folder / "samples.jsonl").is_file()
+    if cell or folder.is_file():
+        raise MacbenchError(
+            f"{folder} is {'one cell of a run' if cell else 'a file'}; give the folder above it, "
+            f"{normpath(folder / '..')}."
+        )
     if not folder.is_dir():
         raise MacbenchError(f"there is no folder {folder}; give the out= of a run.")
     return folder

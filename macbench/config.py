@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from macbench import overrides, presets
 from macbench.calibrate import saved
 from macbench.calibrate.saved import Calibration
 from macbench.checks import brief, check_least, check_types, show
 from macbench.errors import MacbenchError, nearest
+
+if TYPE_CHECKING:
+    from macbench.attention import Method
 
 LEAST = {"limit": 1, "block": 1, "max_new": 1, "seed": 0, "checkpoint": 0, "audit": 0}
 
@@ -103,7 +106,10 @@ def tokens(length: Any) -> int:
 def _folder(out: Any) -> Path:
     if not isinstance(out, str | int) or out == "":
         raise MacbenchError("out= must name the folder that keeps the results.")
-    return Path(str(out)).expanduser()
+    folder = Path(str(out)).expanduser()
+    if folder.is_file():
+        raise MacbenchError(f"out={out} is a file; name a folder, which need not be there yet.")
+    return folder
 
 
 def _model(model: dict[str, Any], given: set[str]) -> dict[str, Any]:
@@ -135,12 +141,15 @@ def _decoding(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_cells(values: dict[str, Any], given: set[str]) -> list[MethodSpec]:
+    from macbench.attention import METHODS
+
     names = [str(name) for name in _list("method", values["methods"])]
     variants = [f"{name}/{v}" for name, all_ in presets.methods().items() for v in all_]
-    known = [*presets.methods(), *variants]
+    known = list(dict.fromkeys([*presets.methods(), *variants, *METHODS]))
     for name in names:
         if name.partition("@")[0] not in known:
             raise MacbenchError(f"unknown method '{name}': {nearest(name, known)}")
+        method_class(_family(name))
     _check_used(given, presets.methods(), names, "method")
     for key in sorted(given):  # a calibrated method takes none: its file has all of its knobs
         own = [name for name in names if _family(name) == key.partition(".")[0]]
@@ -155,6 +164,32 @@ def method_cells(values: dict[str, Any], given: set[str]) -> list[MethodSpec]:
         if labels.count(label) > 1:
             raise MacbenchError(f"'{label}' is asked for twice; give each method and value once.")
     return cells
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method; MacbenchError where the class or its YAML is not as it must be."""
+    from macbench.attention import METHODS
+
+    file = f"conf/method/{name}.yaml"
+    if name not in presets.methods():
+        raise MacbenchError(
+            f"method '{name}' has no {file}; add it, with its knobs and their defaults."
+        )
+    presets.read("method", name)  # refuses what cannot be read
+    if name not in METHODS:
+        bare = ", ".join(sorted({*METHODS} - {*presets.methods()}))
+        told = f" (those without a file: {bare})" if bare else ""
+        raise MacbenchError(
+            f"{file} is no method's: no class in macbench/attention/ has name = '{name}'{told}; "
+            "add it, or give class and file one name."
+        )
+    found = METHODS[name]
+    if "__dataclass_params__" not in vars(found):
+        raise MacbenchError(
+            f"{found.__name__} in {found.__module__.replace('.', '/')}.py is no dataclass, so it "
+            "has no knobs; write @dataclass above it."
+        )
+    return found
 
 
 def _variants(name: str, base: dict[str, Any], given: set[str]) -> list[MethodSpec]:

@@ -27,7 +27,7 @@ def models() -> list[Row]:
 
 def _about(model: Row) -> str:
     if model["init"] == "random":
-        return f"random weights, configuration {model['source']}"
+        return f"random weights, configuration {model['source']}: for `macbench bench` only"
     adapter = model.get("adapter")
     return model["source"] + (f", adapter {adapter}" if adapter else "")
 
@@ -44,15 +44,16 @@ def methods() -> list[Row]:
     paper: arXiv number, None for controls without one. least: the smallest byte budget it can
     reach at LENGTH tokens of the embedded model, None where only data could tell.
     """
-    from macbench.attention import METHODS
+    from macbench.config import method_class
 
     rows = []
     for name, variants in presets.methods().items():
-        about = (sys.modules[METHODS[name].__module__].__doc__ or "").strip()
+        found = method_class(name)
+        about = (sys.modules[found.__module__].__doc__ or "").strip()
         paper = re.search(r"arXiv (\d{4}\.\d{5})", about)
         common = {
             "about": " ".join(about.split("\n\n")[0].split()),
-            "control": METHODS[name].control,
+            "control": found.control,
             "paper": paper[1] if paper else None,
         }
         for each in [name, *(f"{name}/{variant}" for variant in variants)]:

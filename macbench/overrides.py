@@ -16,6 +16,7 @@ from macbench.errors import MacbenchError, nearest
 
 INNER = {"task": "tasks", "method": "methods"}  # on the command line: for Hydra
 SWEPT = ("model", "task", "length", "seed")  # what -m may sweep
+OUTCOMES = {"mac": "tau", "twilight": "p"}  # of which the budget is one
 TAKE_LISTS = ("task", "method", "length")  # beside every knob of a method
 
 
@@ -56,9 +57,9 @@ def register() -> None:
     """Tell Hydra of `rooms`: every method's and task family's YAML under its own key."""
     from hydra.core.config_store import ConfigStore
 
-    rooms = [{f"method@{name}": name} for name in presets.methods()]
-    rooms += [{f"task@{name}": name} for name in presets.families()]
-    ConfigStore.instance().store(name="rooms", node={"defaults": rooms})
+    families = {name: presets.read("task", name) for name in presets.families()}
+    rooms = {**presets.defaults("method"), **families}
+    ConfigStore.instance().store(name="rooms", node=rooms)
 
 
 def compose(words: Sequence[str]) -> dict[str, Any]:
@@ -145,16 +146,38 @@ def _check_keys(given: Iterable[Any]) -> None:
         if key == "model":
             _check_model(_value(override).strip("'\" "))
         elif key not in known:
-            raise MacbenchError(f"unknown option '{key}': {_instead_of_key(key, known)}")
+            raise MacbenchError(f"unknown option '{key}': {instead_of_key(key, known)}")
 
 
-def _instead_of_key(key: str, known: list[str]) -> str:
+def instead_of_key(key: str, known: list[str]) -> str:
+    """The tail of the sentence on an option that does not exist: what does."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f"give {', '.join(inside)}."
+    if _is_knob(key):
+        method, _, knob = key.partition(".")
+        return _instead_of_knob(method, knob)
     hint = nearest(key, known)
     rooms = list(dict.fromkeys(name.partition(".")[0] for name in known))
     return hint if hint.startswith("did") else nearest(key, rooms)
+
+
+def _instead_of_knob(method: str, knob: str) -> str:
+    from macbench.attention import METHODS
+
+    own = list(presets.read("method", method))
+    if knob == "budget" and method in OUTCOMES:
+        return (
+            f"{method} has no budget, since what it reads is an outcome of "
+            f"{method}.{OUTCOMES[method]}; set that, or let `macbench calibrate method={method} "
+            "budget=0.4 out=FILE` find it."
+        )
+    if knob in getattr(METHODS.get(method), "__dataclass_fields__", ()):
+        return f"the class has it but its file does not; add it to conf/method/{method}.yaml."
+    hint = nearest(knob, own)
+    if hint.startswith("did"):
+        return hint.replace("'", f"'{method}.", 1)
+    return f"{method} has {', '.join(f'{method}.{name}' for name in own) or 'none'}."
 
 
 def _check_model(name: str) -> None:
@@ -164,6 +187,7 @@ def _check_model(name: str) -> None:
             f"unknown model '{name}': {nearest(name, known)} For any other checkpoint give "
             "model.source=HUB_ID, a folder or a .gguf file."
         )
+    presets.read("model", name)  # refuses what cannot be read
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:

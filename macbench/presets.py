@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import yaml
+
+from macbench.errors import MacbenchError
 
 
 @cache
@@ -29,7 +32,30 @@ def methods() -> dict[str, list[str]]:
 
 def read(group: str, name: str) -> dict[str, Any]:
     """The values of one file, such as read("method", "mac/authors")."""
-    return yaml.safe_load(text(group, name)) or {}
+    from omegaconf import OmegaConf
+
+    path = f"conf/{group}/{name}.yaml"
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text(group, name)))
+    except yaml.YAMLError as error:
+        mark, problem = (getattr(error, key, None) for key in ("problem_mark", "problem"))
+        at = f" line {mark.line + 1}" if mark else ""
+        raise MacbenchError(
+            f"{path}{at} is not valid YAML ({problem or error}); mend it."
+        ) from error
+    if not isinstance(values, dict):
+        raise MacbenchError(f"{path} must hold lines `key: value`.")
+    return cast(dict[str, Any], values)
+
+
+def defaults(group: str) -> dict[str, dict[str, Any]]:
+    """The values of every file of a folder that can be read: one that cannot stops only what asks
+    for it."""
+    found = {}
+    for name in names(group):
+        with suppress(MacbenchError):
+            found[name] = read(group, name)
+    return found
 
 
 def text(group: str, name: str) -> str:

@@ -7,8 +7,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,7 @@ def run(*words: str, limit: int = 1) -> list[str]:
         (["run", "method=[full,mca]"], "unknown method 'mca': did you mean 'mac'?"),
         (["run", "task=ruler/few"], "did you mean 'ruler/fwe'?"),
         (["run", "model=smollm"], "did you mean 'smollm2'?"),
+        (["run", "model=tiny-random"], "model 'tiny-random' has no tokenizer"),
         (["run", "lenght=4k"], "unknown option 'lenght': did you mean 'length'?"),
         (["run", "method=quest", "quest.budget=1.2"], "a share in (0, 1]"),
         (["run", "-m", "method=full,mac"], "write the list method=[full,mac]"),
@@ -94,6 +98,35 @@ def test_bad_words_are_refused_in_one_sentence(capsys, here, argv, part):
     assert not [path for path in here.iterdir() if path.name != "results"]
 
 
+@pytest.mark.parametrize("command", ["compare", "show", "score"])
+def test_what_lies_in_a_results_folder_is_not_one(capsys, here, command, monkeypatch):
+    """As of a shell's `results/*`."""
+    cell = here / "results" / "cell"
+    cell.mkdir(parents=True)
+    for file in (cell / "samples.jsonl", cell.parent / "runs.jsonl"):
+        file.write_text("")
+    words = "one cell of a run; give the folder above it"
+    assert f"results/cell is {words}, results." in refusal(capsys, command, "results/cell")
+    said = "results/runs.jsonl is a file; give the folder above it, results."
+    assert said in refusal(capsys, command, "results/runs.jsonl")
+    monkeypatch.chdir(cell)
+    assert f". is {words}, .." in refusal(capsys, command, ".")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "launchers"), ("submitit_slurm", "slurm"), ("ray", "ray")]
+)
+def test_a_launcher_that_is_not_installed_names_its_extra(capsys, here, launcher, extra):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    family = launcher.partition("_")[0]
+    assert f"hydra-{family}-launcher" in extras["optional-dependencies"][extra][0]
+    with suppress(ModuleNotFoundError):
+        if find_spec(f"hydra_plugins.hydra_{family}_launcher"):
+            pytest.skip("it is installed")
+    sentence = refusal(capsys, "run", "-m", "seed=1,2", f"hydra/launcher={launcher}")
+    assert sentence.endswith(f"{family} is not installed; pip install 'macbench[{extra}]'.")
+
+
 def test_a_length_above_the_window(capsys, here, tiny):
     sentence = refusal(capsys, *run(*tiny, "length=4k"))
     assert f"window of {WINDOW} tokens" in sentence and "4096" in sentence
@@ -105,6 +138,14 @@ def test_a_budget_below_the_floor_names_the_floor_and_unreachable_runs_it(capsys
     assert not list(here.glob("results/*/"))
     assert main(run(*tiny, *words, "unreachable=floor")) == 0
     assert "min " in capsys.readouterr().out
+
+
+def test_a_default_budget_below_the_floor_is_named(capsys, here, tiny):
+    """Quest's 0.2, of which its label says nothing; the model has dense layers only."""
+    words = ["method=quest", "unreachable=floor", "out=results"]
+    assert main(run(*tiny, *words)) == 0
+    err = capsys.readouterr().err
+    assert "quest budget=0.2 cannot be reached; it runs at its floor, 100.0 % of bytes" in err
 
 
 def test_two_budgets_below_the_floor_are_one_cell(capsys, here, tiny):
@@ -145,6 +186,9 @@ def test_every_method_with_a_budget_runs_at_its_floor_and_says_so(capsys, here, 
 
 def test_an_unwritable_results_folder(capsys, here, tiny):
     Path("file").write_text("not a folder")
+    for more in ([], ["-m", "seed=1,2"]):
+        sentence = refusal(capsys, *run(*tiny, "out=file", *more))
+        assert "out=file is a file; name a folder" in sentence
     assert "file/results" in refusal(capsys, *run(*tiny, "out=file/results"))
 
 
@@ -291,6 +335,12 @@ def test_lists_as_json(capsys):
     assert len([name for name in listed("tasks") if name.startswith("ruler/")]) == 13
     for name in listed("methods"):
         assert configure([f"method={name}"]).cells[0].label == name
+
+
+def test_models_that_only_the_bench_takes_are_marked(capsys):
+    assert main(["list", "models"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert ("-random " in line) == line.endswith("for `macbench bench` only")
 
 
 def test_lists_for_reading(capsys):

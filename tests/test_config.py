@@ -116,6 +116,13 @@ def test_the_file_of_a_method_gives_every_knob_its_default(name):
         (["task=ruler/niah_singel_2"], "did you mean 'ruler/niah_single_2'?"),
         (["methd=[full]"], "unknown option 'methd': did you mean 'method'?"),
         (["mac.ta=0.4"], "unknown option 'mac.ta': did you mean 'mac.tau'?"),
+        (["quest.tau=1"], "'quest.tau': quest has quest.budget, quest.dense_layers, quest.shared."),
+        (
+            ["mac.budget=0.4"],
+            "'mac.budget': mac has no budget, since what it reads is an outcome of mac.tau",
+        ),
+        (["mac.budget=0.4"], "`macbench calibrate method=mac budget=0.4 out=FILE`"),
+        (["twilight.budget=0.4"], "an outcome of twilight.p"),
         (["xyzzy=1"], "unknown option 'xyzzy': known: "),
         (["decoding=0.7"], "give decoding.temperature"),
         (["limit"], "write key=value"),

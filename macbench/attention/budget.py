@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from macbench.errors import MacbenchError
+
+if TYPE_CHECKING:
+    from macbench.attention.base import Geometry
 
 
 def check_share(knob: str, value: float) -> None:
@@ -19,3 +22,13 @@ def check_least(method: Any, least: int, *knobs: str) -> None:
         value = getattr(method, knob)
         if value < least:
             raise MacbenchError(f"{method.name}.{knob}={value} must be at least {least}.")
+
+
+def check_dense(method: Any, geometry: Geometry) -> None:
+    """Refuse more dense layers than the model has; the default is for any model."""
+    dense, layers = method.dense_layers, geometry.layers
+    if dense > max(layers, type(method).dense_layers):
+        raise MacbenchError(
+            f"{method.name}.dense_layers={dense} but the model has {layers} layers; give at most "
+            f"{layers}."
+        )

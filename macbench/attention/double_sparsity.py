@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method, Needs
-from macbench.attention.budget import check_least, check_share
+from macbench.attention.budget import check_dense, check_least, check_share
 from macbench.attention.quantise import BITS, Packed, check_bits, quantise
 from macbench.attention.select import best, shared_probability
 from macbench.errors import MacbenchError
@@ -50,6 +50,7 @@ class DoubleSparsity(Method):
         self.needs = Needs(prompt_queries=QUERIES)
 
     def check(self, geometry, length):
+        check_dense(self, geometry)
         d, factor = geometry.head_dim, self.group_factor
         if factor < 1 or d % factor or d // factor * self.bits % 8:
             raise MacbenchError(

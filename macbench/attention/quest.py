@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method
-from macbench.attention.budget import check_least, check_share
+from macbench.attention.budget import check_dense, check_least, check_share
 from macbench.attention.pages import PageBounds, held
 from macbench.attention.select import best
 from macbench.kernels.paged import PAGE
@@ -44,6 +44,9 @@ class Quest(Method):
     def __post_init__(self) -> None:
         check_share("quest.budget", self.budget)
         check_least(self, 0, "dense_layers")
+
+    def check(self, geometry, length):
+        check_dense(self, geometry)
 
     def floor(self, geometry, length):
         least = self._share(geometry, length, [LEAST] * geometry.layers)

@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Lists, Method, Needs
-from macbench.attention.budget import check_least, check_share
+from macbench.attention.budget import check_dense, check_least, check_share
 from macbench.attention.observed import first, ranked
 from macbench.attention.select import unroll
 from macbench.errors import MacbenchError
@@ -86,6 +86,9 @@ class RocketKV(Method):
                 f"{self.kernel} an odd number."
             )
         self.needs = Needs(prompt_queries=self.window)
+
+    def check(self, geometry, length):
+        check_dense(self, geometry)
 
     def _dense(self, layers: int) -> float:
         return 1.0 if self.budget >= 1 else min(self.dense_layers, layers) / layers

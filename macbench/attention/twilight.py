@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from macbench.attention.base import Method
-from macbench.attention.budget import check_least, check_share
+from macbench.attention.budget import check_dense, check_least, check_share
 from macbench.attention.pages import PageBounds, held
 from macbench.attention.quantise import Packed
 from macbench.attention.select import best, union
@@ -57,6 +57,7 @@ class Twilight(Method):
             )
 
     def check(self, geometry, length):
+        check_dense(self, geometry)
         if geometry.head_dim % 2:
             raise MacbenchError(
                 f"twilight keeps two 4-bit codes in a byte, so heads of {geometry.head_dim} "

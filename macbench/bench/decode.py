@@ -110,9 +110,7 @@ def decode(words: Sequence[str]) -> int:
 def configure(words: Sequence[str]) -> Plan:
     """What the words mean; MacbenchError for whatever is wrong with them."""
 
-    knobs = {
-        f"{name}.{knob}" for name in presets.methods() for knob in presets.read("method", name)
-    }
+    knobs = {f"{name}.{knob}" for name, own in presets.defaults("method").items() for knob in own}
     given = read_words(
         words, lambda key: [*AXES, "method", *SINGLE, *(knobs if "." in key else ())]
     )
@@ -147,12 +145,10 @@ def _methods(base: dict[str, Any], typed: dict[str, Any]) -> list[config.MethodS
     }
     families = [str(name).partition("/")[0] for name in asked]
     knobs = {key: knobs[key] for key in knobs if key.partition(".")[0] in families} | typed
-    values: dict[str, Any] = {"methods": asked}
-    for name in presets.methods():
-        values[name] = presets.read("method", name)
+    values: dict[str, Any] = {"methods": asked, **presets.defaults("method")}
     for key, value in knobs.items():
         name, _, knob = key.partition(".")
-        values[name] = values[name] | {knob: value}
+        values[name] = {**values.get(name, {}), knob: value}
     return config.method_cells(values, set(knobs))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from macbench import presets
 from macbench.errors import MacbenchError, nearest
+from macbench.overrides import instead_of_key
 
 if TYPE_CHECKING:
     from macbench.measure.latency.clock import CudaTimer
@@ -49,7 +50,7 @@ def read_words(words: Sequence[str], options_for: Callable[[str], list[str]]) ->
             raise MacbenchError(f"'{word}' is not an option; write key=value, as in batch=[1,16].")
         known = ["preset", *options_for(key)]
         if key not in known:
-            raise MacbenchError(f"unknown option '{key}': {nearest(key, known)}")
+            raise MacbenchError(f"unknown option '{key}': {instead_of_key(key, known)}")
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:

@@ -4,15 +4,19 @@ found. `method=[mac@FILE]` runs it; never on the samples that it was found on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from macbench.checks import check_types
 from macbench.errors import MacbenchError
+
+if TYPE_CHECKING:
+    from macbench.models import Model
 
 SOLVED = ("tau", "K", "budget", "p")  # knobs that follow from the budget
 
@@ -41,12 +45,15 @@ class Calibration:
         told += [f"{knob}={value}" for knob, value in apart.items()]
         return " ".join([self.method, *told, f"budget={self.budget:g}"])
 
-    def check(self, weights: str, task: str, seed: int, prompts: Iterable[str]) -> None:
+    def check(self, model: Model, task: str, seed: int, prompts: Iterable[str]) -> None:
         """Refuse (MacbenchError) another model, and samples that were used to calibrate."""
-        if weights != self.weights:
+        if model.weights != self.weights:
+            told, here = self.model, model.name
+            if told == here:
+                told, here = f"{told} ({_short(self.weights)})", f"{here} ({_short(model.weights)})"
             raise MacbenchError(
-                f"{self.label(self.knobs)} was calibrated for {self.model} ({self.weights}), not "
-                f"for these weights ({weights}); run macbench calibrate for them."
+                f"{self.label(self.knobs)} was calibrated for {told}, not for {here}; run "
+                "macbench calibrate with this model."
             )
         if (task in self.tasks and seed == self.seed) or {*prompts} & {*self.prompts}:
             raise MacbenchError(
@@ -54,6 +61,11 @@ class Calibration:
                 f"report (seed {seed}); calibrate with another seed= or, where the samples are the "
                 "same for every seed, on another task."
             )
+
+
+def _short(weights: str) -> str:
+    """An identity of weights with the first digits of its checksums."""
+    return re.sub(r"[0-9a-f]{9,}", lambda found: found[0][:8], weights)
 
 
 def check_writable(path: Path) -> None:

@@ -27,7 +27,7 @@ from macbench.engine import Answer
 from macbench.engine.backend import resolve
 from macbench.errors import MacbenchError
 from macbench.models import Model, Source, load, pick_device
-from macbench.run.groups import Group, check_text, make_engine, make_groups, prompt_sha
+from macbench.run.groups import Group, make_engine, make_groups, prompt_sha
 
 if TYPE_CHECKING:
     from macbench.config import RunConfig
@@ -57,7 +57,7 @@ def read_words(words: Sequence[str]) -> tuple[Asked, RunConfig]:
         rest.append(f"seed={SEED}")
     if "method" not in own:
         rest.append("method=mac")
-    config = configure([*rest, *(word for word in words if word.partition("=")[0] == "out")])
+    config = configure(rest)
     for key in ("budget", "out"):
         if not own.get(key):
             raise MacbenchError(
@@ -180,7 +180,8 @@ def mac_solver(asked: Asked, held: HeldOut) -> Callable[[float], Proposal | None
             ring = min(least, key=lambda ring: least[ring])
             raise MacbenchError(
                 f"mac cannot read as little as {100 * budget:g} % here: {100 * least[ring]:.1f} % "
-                f"at least, with K={ring} and tau=0, the loosest."
+                f"at least, with K={ring} and tau=0, the loosest; ask for a larger budget=, or "
+                "take a longer length= or a smaller mac.r."
             )
         if not choices:
             return None
@@ -240,8 +241,7 @@ def told(predicted: float | None, read: float) -> str:
 def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibration:
     """Solve, check by running, and save."""
     saved.check_writable(asked.out)
-    model = load(Source(**config.model))
-    check_text(model)
+    model = load(Source(**config.model), reads=True)
     resolve(config.backend, pick_device(Source(**config.model).device))
     groups = list(make_groups(config, model, progress))
     if not groups:
@@ -251,6 +251,7 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
     knob = "budget" if name == "mac" else _knob(knobs)
     assert knob is not None  # `read_words` has seen to it
     first = asked.budget if knob == "budget" else knobs[knob]
+    create(name, knobs).check(model.geometry, config.lengths[0])
     solve = mac_solver(asked, held) if name == "mac" else knob_solver(held, knob)
     tried: list[tuple[float, float]] = []  # what was aimed at and read
     proposals: list[Proposal] = []
@@ -265,7 +266,8 @@ def calibrate(asked: Asked, config: RunConfig, progress: Progress) -> Calibratio
         least = create(name, knobs).floor(model.geometry, max(group.tokens for group in groups))
         told_least = "" if least is None else f": {100 * least:.1f} % at least"
         raise MacbenchError(
-            f"{name} cannot read as little as {100 * asked.budget:g} % here{told_least}."
+            f"{name} cannot read as little as {100 * asked.budget:g} % here{told_least}; ask for a "
+            "larger budget=, or take a longer length=."
         )
     errors = [abs(read - asked.budget) for _, read in tried]
     best = errors.index(min(errors))

@@ -18,10 +18,14 @@ from macbench.models.source import Place, Source, identity, locate
 from macbench.models.text import Text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")  # one is there
 
 
-def load(source: Source) -> Model:
-    """Load a model. Raises MacbenchError for whatever cannot be loaded or run exactly."""
+def load(source: Source, reads: bool = False) -> Model:
+    """Load a model. Raises MacbenchError for whatever cannot be loaded or run exactly.
+
+    reads: it has to read prompts; one without a tokenizer is refused before its weights are made.
+    """
     if source.init not in ("weights", "random"):
         raise MacbenchError(f"unknown model.init '{source.init}'; use weights or random.")
     if not sys.stderr.isatty():
@@ -41,6 +45,11 @@ def load(source: Source) -> Model:
     dtype = _dtype(source.dtype, config, device)
     tokenizer = _tokenizer(source, place)
     text = Text(tokenizer) if tokenizer else None
+    if reads and text is None:
+        raise MacbenchError(
+            f"model '{source.name}' has no tokenizer, so it cannot read prompts and is for "
+            "`macbench bench` only; choose another of `macbench list models`."
+        )
     if source.init == "random":
         if adapter:
             raise MacbenchError(f"model '{source.name}': random weights take no model.adapter.")
@@ -109,6 +118,12 @@ def _tokenizer(source: Source, place: Place) -> Any | None:
     folder = place.where
     if source.init == "random" and isinstance(folder, Path) and not any(folder.glob("tokenizer*")):
         return None
+    bare = isinstance(folder, Path) and not any(any(folder.glob(x)) for x in VOCABULARIES)
+    if bare and not place.options:  # transformers would make an empty one of some families
+        raise MacbenchError(
+            f"model '{source.name}': folder '{folder}' has no tokenizer; add the checkpoint's "
+            "tokenizer.json and tokenizer_config.json."
+        )
     return _read(source, place, "AutoTokenizer")
 
 

@@ -62,8 +62,7 @@ def reachable(
     """
     method = create(spec.name, spec.knobs)
     method.check(geometry, length)
-    floor = method.floor(geometry, length)
-    knob = next((knob for knob in ("budget", "tokens") if knob in spec.knobs), None)
+    floor, knob = method.floor(geometry, length), share_knob(spec)
     if floor is None or knob is None or spec.knobs[knob] >= floor:
         return method, None
     if unreachable != "floor":
@@ -72,6 +71,19 @@ def reachable(
             f"tokens, {floor:.1%}; ask for more, or add unreachable=floor to run it there."
         )
     return create(spec.name, {**spec.knobs, knob: min(1.0, floor)}), floor
+
+
+def share_knob(spec: MethodSpec) -> str | None:
+    """What a method calls the share that it is asked to read."""
+    return next((knob for knob in ("budget", "tokens") if knob in spec.knobs), None)
+
+
+def named(spec: MethodSpec) -> str:
+    """The label, with the share that is asked for also where it is the default."""
+    knob = share_knob(spec)
+    if knob is None or f" {knob}=" in spec.label:
+        return spec.label
+    return f"{spec.label} {knob}={spec.knobs[knob]}"
 
 
 def check_prompts(group: Group, cell: Cell) -> None:

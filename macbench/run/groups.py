@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from macbench import tasks
 from macbench.attention import Method
 from macbench.engine import Decoding, Engine, Request
-from macbench.errors import MacbenchError
 from macbench.models import Model
 from macbench.tasks.base import Sample, Task
 
@@ -38,15 +37,6 @@ class Group:
         if tasks.counts(self.task_name) == "row":
             return self.length
         return max(len(request.tokens) + request.max_new for request in self.requests)
-
-
-def check_text(model: Model) -> None:
-    """Refuse (MacbenchError) a model that cannot read."""
-    if model.text is None:
-        raise MacbenchError(
-            f"model {model.name} has no tokenizer, so it cannot answer prompts; it serves latency "
-            "benchmarks only."
-        )
 
 
 def make_groups(config: RunConfig, model: Model, progress: Progress) -> Iterator[Group]:

@@ -15,8 +15,8 @@ from macbench.engine.backend import resolve
 from macbench.engine.memory import release
 from macbench.models import Source, load, pick_device
 from macbench.run.block import answer, cut_off, go_on
-from macbench.run.cells import Cells, open_cells, reachable
-from macbench.run.groups import check_text, make_engine, make_groups, prompt_sha
+from macbench.run.cells import Cells, named, open_cells, reachable
+from macbench.run.groups import make_engine, make_groups, prompt_sha
 from macbench.run.totals import Totals
 from macbench.score import after_run
 from macbench.store.cell import check_writable
@@ -48,8 +48,7 @@ def run(config: RunConfig, progress: Progress, sharing: bool = True) -> int:
 
 def _decode(config: RunConfig, totals: Totals, progress: Progress, sharing: bool) -> None:
     """Every group in turn. The model is nobody's when this returns."""
-    model = load(Source(**config.model))
-    check_text(model)
+    model = load(Source(**config.model), reads=True)
     for length in config.lengths:
         model.prepare(length)
         for spec in config.cells if all(tasks.counts(t) == "row" for t in config.tasks) else ():
@@ -62,10 +61,10 @@ def _decode(config: RunConfig, totals: Totals, progress: Progress, sharing: bool
             _, floor = reachable(spec, model.geometry, group.tokens, config.unreachable)
             if floor is not None:
                 least = f"{100 * floor:.1f} % of bytes at {group.length} tokens"
-                floors[f"{spec.label} cannot be reached; it runs at its floor, {least}."] = None
+                floors[f"{named(spec)} cannot be reached; it runs at its floor, {least}."] = None
             if spec.calibration:
                 prompts = map(prompt_sha, group.requests)
-                spec.calibration.check(model.weights, group.task_name, config.seed, prompts)
+                spec.calibration.check(model, group.task_name, config.seed, prompts)
     for told in floors:
         progress.note(told)
     progress.start(sum(len(g.samples) for g in groups))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from macbench import overrides
 from macbench.config import build, configure
 from macbench.errors import MacbenchError
 from macbench.progress import Progress
+
+EXTRAS = {"joblib": "launchers", "submitit": "slurm", "ray": "ray"}  # of pyproject.toml
 
 
 class JobFailed(Exception):
@@ -37,6 +40,11 @@ def sweep(words: Sequence[str]) -> int:
         return int(failed.args[0])
     except hydra.errors.HydraException as error:  # such as an unknown launcher
         told = " ".join(str(error).split()).partition(" Config search path")[0]
+        if missing := re.search(rf"Could not find 'hydra/launcher/({'|'.join(EXTRAS)})", told):
+            raise MacbenchError(
+                f"the launcher {missing[1]} is not installed; "
+                f"pip install 'macbench[{EXTRAS[missing[1]]}]'."
+            ) from error
         raise MacbenchError(f"the sweep cannot start: {told}.") from error
     finally:
         print("\n".join(f"Tables of what there is: macbench show {out}" for out in outs))

@@ -298,6 +298,15 @@ def test_numbers_below_zero_are_refused(name, knob):
         create(name, {knob: -1})
 
 
+@pytest.mark.parametrize("name", ["quest", "twilight", "double_sparsity", "rocketkv"])
+def test_more_dense_layers_than_there_are_is_refused(name):
+    geometry = problem(layers=3).geometry
+    create(name, {"dense_layers": 3}).check(geometry, 100)
+    with pytest.raises(MacbenchError, match=r"dense_layers=4 but the model has 3 layers; give at"):
+        create(name, {"dense_layers": 4}).check(geometry, 100)
+    create(name, {}).check(problem(layers=1).geometry, 100)
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_an_option_that_does_not_exist_is_refused_with_the_nearest(name):
     with pytest.raises(MacbenchError, match=f"{name} has no option 'bugdet'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -302,7 +303,13 @@ def test_a_run_refuses_equal_prompts_of_another_seed(calibrated, tiny, tmp_path,
 def test_other_weights_and_other_files_are_refused(calibrated, tiny, tmp_path, capsys):
     words = [*tiny, *BASE, f"out={tmp_path / 'out'}"]
     assert main(["run", *words, "model.seed=1", f"method=[full,mac@{calibrated}]"]) == 2
-    assert "was calibrated for tiny" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert re.search(
+        r"was calibrated for tiny \(random:0:\w{8}:cpu\), not for tiny \(random:1:", err
+    )
+    other = [*words, "model.seed=1", "model.name=other"]
+    assert main(["run", *other, f"method=[full,mac@{calibrated}]"]) == 2
+    assert "for tiny, not for other; run macbench calibrate" in capsys.readouterr().err
     assert main(["run", *words, "method=mac@nowhere.yaml"]) == 2
     assert "no calibration nowhere.yaml" in capsys.readouterr().err
     (tmp_path / "note.yaml").write_text("a: 1")
@@ -348,8 +355,10 @@ def test_a_budget_out_of_reach_names_the_least(tiny, tmp_path, capsys):
     assert main(["calibrate", *tiny, *BASE, "budget=0.01", f"out={file}"]) == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert "cannot read as little as 1 %" in sentence and "at least, with K=64" in sentence
+    assert "a larger budget=, or take a longer length= or a smaller mac.r." in sentence
     assert not file.exists()
     words = ["method=streaming_llm", "budget=0.0001", f"out={file}"]
     assert main(["calibrate", *tiny, *BASE, *words]) == 2
-    assert "as little as 0.01 % here: 1.0 % at least" in capsys.readouterr().err
+    said = "as little as 0.01 % here: 1.0 % at least; ask for a larger budget="
+    assert said in capsys.readouterr().err
     assert not file.exists()

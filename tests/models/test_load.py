@@ -172,6 +172,26 @@ def test_folder_without_weights(folder):
         load(source(folder))
 
 
+def test_folder_without_tokenizer(folder):
+    """Refused in one short sentence; random weights do without, where nothing is to be read."""
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(MacbenchError) as refusal:
+        load(source(folder))
+    said = f"model 'mine': folder '{folder}' has no tokenizer; add the checkpoint's tokenizer.json"
+    assert str(refusal.value).startswith(said) and len(str(refusal.value)) < 120 + len(said)
+    assert load(source(folder, init="random")).text is None
+
+
+def test_what_cannot_read_is_refused_before_its_weights_are_made(monkeypatch):
+    def made(*_, **__):
+        raise AssertionError("weights were made")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", made)
+    with pytest.raises(MacbenchError, match="for `macbench bench` only"):
+        load(TINY, reads=True)
+
+
 def test_folder_that_is_no_model(tmp_path):
     with pytest.raises(MacbenchError, match=r"has no config\.json"):
         load(source(tmp_path))

@@ -93,8 +93,8 @@ def test_a_block_that_does_not_fit_is_halved(tmp_path, tiny, capsys, monkeypatch
 def test_a_judge_finds_the_models_memory_free(tmp_path, tiny, monkeypatch):
     models, alive = [], []
 
-    def load(source):
-        model = real(source)
+    def load(source, **reads):
+        model = real(source, **reads)
         models.append(weakref.ref(model))
         return model
 

@@ -356,7 +356,24 @@ def test_a_local_judge(tiny, tmp_path, capsys):
     assert main(words) == 0 and (out / "judge.jsonl").read_text() == kept
     cell(out, "mac", [lambda s: written(s, 1)])
     assert "neither yes nor no" in refusal(capsys, *words)
-    assert "gone/x" in refusal(capsys, "score", str(out), "judge=local", "judge_model=gone/x")
+
+
+def test_a_local_judge_that_cannot_be_loaded(tmp_path, capsys, monkeypatch):
+    """The advice is in the words of `score`, which knows no model.source."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cell(tmp_path, "full", [lambda s: written(s, 1)])
+    words = ["score", str(tmp_path), "judge=local"]
+    for given, part in (
+        ([], "judge_model=llama-3.1-8b-instruct cannot be loaded"),
+        ([], "give the folder as judge_model; or name another, as in judge_model=smollm2."),
+        (["judge_model=gone/x"], "'gone/x' is not in the local Hugging Face cache"),
+        (["judge_model=smolm2"], "unknown judge_model 'smolm2': did you mean 'smollm2'?"),
+        (["judge_model=tiny-random"], "has no tokenizer"),
+        ([f"judge_model={tmp_path}"], "has no config.json"),
+    ):
+        sentence = refusal(capsys, *words, *given)
+        assert part in sentence and "model.source" not in sentence
 
 
 def test_bad_words_and_folders(tmp_path, capsys):

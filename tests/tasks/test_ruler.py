@@ -294,6 +294,16 @@ def test_a_length_that_cannot_be_made_is_a_sentence_not_a_loop(name, length):
         make(name, length)
 
 
+@pytest.mark.parametrize("name", ["vt", "niah_multivalue", "qa_2"])
+def test_what_does_not_fit_says_how_long_it_is(name):
+    with pytest.raises(tasks.LengthUnfit, match="shortest sample takes about") as refusal:
+        make(name, 64)
+    takes = int(re.search(r"about (\d+)", str(refusal.value))[1])
+    assert make(name, round(1.1 * takes), limit=1)
+    with pytest.raises(tasks.LengthUnfit):
+        make(name, round(0.9 * takes), limit=1)
+
+
 def test_unknown_names_and_options():
     with pytest.raises(MacbenchError, match="ruler/niah_single_1"):
         tasks.get("ruler/niah_singel_1")

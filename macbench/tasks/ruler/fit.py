@@ -56,11 +56,12 @@ def draw_samples(
     index = 0
     while True:
         used = units
-        while (draft := maker.draw(used, index)) is not None and count(draft) > room:
+        while (draft := maker.draw(used, index)) is not None and (size := count(draft)) > room:
             least = maker.least(index)
             if used <= least:
                 raise LengthUnfit(
-                    f"ruler/{name} does not fit into {length} tokens; ask for a longer length."
+                    f"ruler/{name} does not fit into {length} tokens: its shortest sample takes "
+                    f"about {size + answer}; ask for a longer length."
                 )
             used = max(used - maker.step, least)
         if draft is None:

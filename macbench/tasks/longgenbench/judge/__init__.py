@@ -17,8 +17,10 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from macbench import presets
 from macbench.errors import MacbenchError, nearest
 
 TEMPLATE = (
@@ -46,10 +48,22 @@ class Options:
             raise MacbenchError("judge=keyword takes neither judge_model nor judge_url.")
         if self.judge == "local" and self.judge_url:
             raise MacbenchError("judge=local takes no judge_url; use judge=openai for an address.")
+        if self.judge == "local" and self.judge_model:
+            check_model(self.judge_model)
         if self.judge == "openai":
             from macbench.tasks.longgenbench.judge.openai import check
 
             check(self.judge_model, self.judge_url)
+
+
+def check_model(name: str) -> None:
+    """Refuse (MacbenchError) what is neither a model's name nor could be a checkpoint."""
+    known = presets.models()
+    if name not in known and "/" not in name and not Path(name).exists():
+        raise MacbenchError(
+            f"unknown judge_model '{name}': {nearest(name, known)} For any other checkpoint give "
+            "a hub id or a folder."
+        )
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,14 @@ class Local:
 
         known = model in presets.models()
         fields = presets.read("model", model) if known else _elsewhere(model)
-        self.model = load(Source(**fields))
-        if self.model.text is None:
+        try:
+            self.model = load(Source(**fields), reads=True)
+        except MacbenchError as error:
+            told = str(error).replace("model.source", "judge_model").rstrip(".")
             raise MacbenchError(
-                f"judge_model={model} has no tokenizer, so it cannot read a prompt."
-            )
+                f"judge_model={model} cannot be loaded: {told}; or name another, as in "
+                "judge_model=smollm2."
+            ) from error
         self.name = f"local {self.model.name}"
         self.identity: dict[str, Any] = {
             "name": "local",
