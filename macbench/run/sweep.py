@@ -33,11 +33,12 @@ def sweep(words: Sequence[str]) -> int:
     for out in outs:
         check_writable(out)
     overrides.register()
+    code = 0
     try:
         with _arguments(["macbench", "-m", *for_hydra]):
             hydra.main("pkg://macbench.conf", "config", version_base="1.3")(_job)()
     except JobFailed as failed:
-        return int(failed.args[0])
+        code = int(failed.args[0])
     except hydra.errors.HydraException as error:  # such as an unknown launcher
         told = " ".join(str(error).split()).partition(" Config search path")[0]
         if missing := re.search(rf"Could not find 'hydra/launcher/({'|'.join(EXTRAS)})", told):
@@ -46,9 +47,8 @@ def sweep(words: Sequence[str]) -> int:
                 f"pip install 'macbench[{EXTRAS[missing[1]]}]'."
             ) from error
         raise MacbenchError(f"the sweep cannot start: {told}.") from error
-    finally:
-        print("\n".join(f"Tables of what there is: macbench show {out}" for out in outs))
-    return 0
+    print("\n".join(f"Tables of what there is: macbench show {out}" for out in outs))
+    return code
 
 
 def _job(cfg: Any) -> None:
