@@ -188,7 +188,7 @@ def test_an_unwritable_results_folder(capsys, here, tiny):
     Path("file").write_text("not a folder")
     for more in ([], ["-m", "seed=1,2"]):
         sentence = refusal(capsys, *run(*tiny, "out=file", *more))
-        assert "out=file is a file; name a folder" in sentence
+        assert "file is a file; name a folder" in sentence
     assert "file/results" in refusal(capsys, *run(*tiny, "out=file/results"))
 
 

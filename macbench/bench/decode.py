@@ -237,6 +237,8 @@ class Bench:
         from macbench.engine.memory import release
 
         capture = self.capture or td.graph
+        for method in methods:
+            method.check(model.geometry, case.length)
         bed = td.make_bed(model, case, len(methods))
         error = td.disagreement(bed)
         row: dict[str, Any] = {"rows": bed.rows, "error": error, "ok": td.close(model, error)}

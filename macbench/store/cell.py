@@ -45,6 +45,8 @@ def _canonical(value: Any) -> str:
 
 def check_writable(out: Path | str) -> None:
     """Create the results folder and refuse (MacbenchError) one that cannot be written."""
+    if Path(out).is_file():
+        raise MacbenchError(f"{out} is a file; name a folder, which need not be there yet.")
     probe = Path(out, f".writable-{os.getpid()}")
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
