@@ -30,7 +30,7 @@ lint: $(STAMP)
 	MYPYPATH=$(VIEW) $(BIN)/mypy -p macbench
 
 bench: $(STAMP)
-	@nvidia-smi -L >/dev/null 2>&1 || { echo "make bench times kernels on a CUDA GPU and none was\
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "make bench times kernels on an NVIDIA GPU and none was\
 	 found here; make demo and make test need none."; exit 1; }
 	$(PIP) install -q -e '.[gpu]'
 	$(BIN)/pytest -q -m gpu

@@ -257,7 +257,10 @@ def test_without_a_gpu_bench_says_so(capsys):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert main(["bench", "attention"]) == 2
-    assert "CUDA GPU and none was found" in capsys.readouterr().err
+    assert (
+        "NVIDIA GPU of compute capability 8.0 or newer and none was found"
+        in capsys.readouterr().err
+    )
 
 
 def test_points_are_the_combinations_each_once():
