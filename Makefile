@@ -36,8 +36,8 @@ bench: $(STAMP)
 	$(BIN)/pytest -q -m gpu
 	for preset in hit_curve long tables breakdown speedup_grid; do \
 	  $(BIN)/macbench bench attention preset=$$preset out=results/bench || exit 1; done
-	for kernel in prefix_rows received kmeans lists; do \
-	  $(BIN)/python -m macbench.experiments.kernel_times.$$kernel > results/bench/$$kernel.txt || exit 1; done
+	for kernel in "prefix_rows --quick" received kmeans lists; do \
+	  $(BIN)/python -m macbench.experiments.kernel_times.$$kernel > "results/bench/$${kernel% *}.txt" || exit 1; done
 	$(BIN)/macbench bench decode preset=llama batch=1 out=results/bench
 	for figure in hit_curve speedup_grid breakdown latency_tables; do \
 	  $(BIN)/macbench plot $$figure --from results/bench || exit 1; done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -74,12 +73,17 @@ def draw(results: Results) -> Figure:
 
 
 def _of(block: Block, counts: pd.DataFrame) -> pd.DataFrame:
-    """The block's hits with their method, in buckets of one width, whatever a task's longest
-    answer is: the least that all widths divide."""
+    """The block's hits with their method, in buckets as wide as the widest, which a task's longest
+    answer decides. A bucket that lies across two of these is shared out by its steps."""
     cells = block.layers[["cell", "method"]].drop_duplicates()
     part = counts[counts["name"] == "hits"].merge(cells, on="cell")
-    width = math.lcm(*part["width"].tolist())
-    return part.assign(bin=part["bin"] * part["width"] // width, width=width)
+    width = part["width"].max()
+    first, beyond = part["bin"] * part["width"], (part["bin"] + 1) * part["width"]
+    low, high = first // width, (beyond - 1) // width
+    over = ((beyond - high * width) / part["width"]).where(high > low, 0)
+    whole = part.assign(bin=low, count=part["count"] * (1 - over), width=width)
+    rest = part.assign(bin=high, count=part["count"] * over, width=width)
+    return pd.concat([whole, rest[over > 0]], ignore_index=True)
 
 
 def _rates(results: Results, part: pd.DataFrame) -> pd.DataFrame:

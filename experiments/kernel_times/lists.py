@@ -3,8 +3,8 @@
     python -m macbench.experiments.kernel_times.lists [only KIND]
 
 Microseconds of one layer (best of five replays of a CUDA graph over four layers' pools, three
-times), beside what the listed keys and values take at 4.7 TB/s; then tilings. `only KIND` makes
-three steps of one kind and stops, for a profiler.
+times), beside what the listed keys and values take at an H200's 4.7 TB/s; then tilings. `only KIND`
+makes three steps of one kind and stops, for a profiler.
 """
 
 import itertools
@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from macbench.kernels import attend
 from macbench.kernels.workspace import Workspace, choose_tiling
@@ -99,6 +100,7 @@ def main() -> None:
         step()
         torch.cuda.synchronize()
         return
+    sms = torch.cuda.get_device_properties(layers.q.device).multi_processor_count
     moved = ROWS * LISTED * D * 4 / 4.7e6
     for kind in KINDS:
         print(f"{kind} {microseconds(layers.step(kind, base)):.1f} us, bytes {KV * moved:.1f} us")
@@ -106,10 +108,13 @@ def main() -> None:
     us = microseconds(layers.step("tokens32", each, HEADS))
     print(f"per query head, tokens32 {us:.1f} us, bytes {HEADS * moved:.1f}", flush=True)
     for programs, tokens, stages in itertools.product((2, 3, 4), (32, 64, 128), (2, 3, 4)):
-        tiling = replace(base, programs=132 * programs, tokens=tokens, stages=stages, registers=168)
-        us = microseconds(layers.step("tokens64", tiling))
+        tiling = replace(base, programs=sms * programs, tokens=tokens, stages=stages, registers=168)
+        try:
+            us = microseconds(layers.step("tokens64", tiling))
+        except OutOfResources:  # a card with less shared memory
+            continue
         print(
-            f"tokens64 programs {programs}x132 tokens {tokens} stages {stages} "
+            f"tokens64 programs {programs}x{sms} tokens {tokens} stages {stages} "
             f"registers 168: {us:.1f}",
             flush=True,
         )

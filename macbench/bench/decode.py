@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from macbench import config, presets
@@ -168,6 +169,7 @@ class Bench:
     def measure(self) -> Iterator[dict[str, Any]]:
         """Rows as they are made; a row comes again with what transformers took, once that is
         known."""
+        from macbench.attention import create
         from macbench.engine.memory import release
         from macbench.models import Source, load
 
@@ -176,6 +178,9 @@ class Bench:
             model = load(Source(**presets.read("model", name) | {"dtype": dtype}))
             model.stop_ids = ()  # every row decodes to the end of the timing
             mine = [v for v in self.plan.values if (v.model, v.dtype) == (name, dtype)]
+            for spec, values in product(self.plan.methods, mine):  # before there are times to lose
+                assert isinstance(values.length, int)
+                create(spec.name, spec.knobs).check(model.geometry, values.length)
             rows = []
             for values in mine:
                 for row in self.decodes(values, model):
@@ -237,8 +242,6 @@ class Bench:
         from macbench.engine.memory import release
 
         capture = self.capture or td.graph
-        for method in methods:
-            method.check(model.geometry, case.length)
         bed = td.make_bed(model, case, len(methods))
         error = td.disagreement(bed)
         row: dict[str, Any] = {"rows": bed.rows, "error": error, "ok": td.close(model, error)}

@@ -139,6 +139,7 @@ def bootstrap(
     drawn = np.zeros(DRAWS)  # bootstrap deviations of the mean
     spread = []  # clusters of the tasks that have some
     variance = 0.0  # of the mean over all tasks, from these
+    room = np.zeros(2)  # how far they can move it, down and up
     for sums, sizes in strata:
         n, own = len(sums), sums / sizes
         if np.ptp(own) < 1e-12:
@@ -154,6 +155,7 @@ def bootstrap(
         drawn += (total / size - share) / len(strata)
         rests = (sums - share * sizes) / sizes.mean() / len(strata)
         variance += float((rests**2).sum()) / (n - 1) / n
+        room += np.array([share - scale[0], scale[1] - share]) / len(strata)
         spread.append(n)
     below = above = 0.0  # squared half-widths
     if flat:
@@ -166,7 +168,7 @@ def bootstrap(
         low, high = np.quantile(drawn, (level, 1 - level))
         if df < FEW:
             reach = float(student) * variance**0.5
-            low, high = min(low, reach), max(high, -reach)
+            low, high = min(low, max(reach, -room[0])), max(high, min(-reach, room[1]))
         below += min(low, 0.0) ** 2
         above += max(high, 0.0) ** 2
     low, high = max(scale[0], mean - below**0.5), min(scale[1], mean + above**0.5)

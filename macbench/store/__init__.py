@@ -198,7 +198,8 @@ class Results:
             if statistic in part:
                 name = pd.Series(cell, part.index, dtype=names)
                 parts.append(part.assign(cell=name, kind=part["kind"].astype(KIND)))
-        return pd.concat(parts or [pd.DataFrame(columns=["cell", "index"])], ignore_index=True)
+        none = pd.DataFrame({"cell": pd.Series([], dtype=names), "index": []})
+        return pd.concat(parts or [none], ignore_index=True)
 
 
 def _size(cell: Path) -> int:

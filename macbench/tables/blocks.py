@@ -67,8 +67,8 @@ def summarise(results: Results, against: str = FULL) -> list[Block]:
     """The blocks of a results folder, by model, benchmark and length. against: the label of the
     method that the others are tested against."""
     cells = results.cells.assign(row=[_row(i) for i in results.cells["identity"]])
-    where = cells[["row", "task"]].astype("category")  # a sum has a number of them, not a text
-    layers = results.layers("hit").merge(where, left_on="cell", right_index=True)
+    layers = results.layers("hit")
+    layers = layers.assign(**{key: _of_cells(layers, cells[key]) for key in ("row", "task")})
     columns = ["task", "seed", "row"]
     samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
     samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
@@ -180,7 +180,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
         lines=lines,
         noise=noise,
         against=against,
-        layers=layers.assign(method=layers["row"].map(labels).astype(str)),
+        layers=layers.assign(method=_of_cells(layers, cells["row"].map(labels))),
     )
     block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
     resumed = samples.loc[samples["resumed"].notna(), "cell"]
@@ -193,6 +193,14 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
     if older:
         block.notes.append(f"left out: {older} cells of older versions of these tasks.")
     return block
+
+
+def _of_cells(layers: pd.DataFrame, values: pd.Series) -> pd.Categorical:
+    """What the cell of every sum has; millions of sums hold a number for it, not a text."""
+    values, cell = values.astype("category"), layers["cell"].cat
+    at = values.index.get_indexer(cell.categories)[cell.codes]
+    dtype: Any = values.dtype
+    return pd.Categorical.from_codes(values.cat.codes.to_numpy()[at], dtype=dtype)
 
 
 def _labels(rows: dict[str, pd.DataFrame]) -> dict[str, str]:

@@ -208,7 +208,7 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             "min: it ran at its floor, the least that it plans for a prompt, which is above what "
             "was asked."
         )
-    if len({line.n for line in lines}) > 1:
+    if any(0 < line.n < max(line.n for line in lines) for line in lines):
         notes.append("k of n: so many samples were answered, of those of the row that has most.")
     if off := [line for line in lines if matched(line) is False]:
         mend = "macbench calibrate finds the knob that reads what is asked"
@@ -231,6 +231,8 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             "would be found (80 % power, two-sided 5 %). n for margin: samples with which a "
             f"method as good as {other} would get its n (80 % power).",
         ]
+    elif any(line.n for line in lines if line.label == block.against):
+        notes.append(f"no other row has a sample that {other} answered, too, so no tests.")
     else:
         notes.append(
             f"no sample of {other} here to pair with, so no tests; run it with the same options "

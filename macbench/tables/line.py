@@ -80,7 +80,7 @@ def make_line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: lis
     marks = ["control"] if cells["control"].iloc[0] else []
     if failed:
         marks.append(f"failed: {failed} of {len(cells)} cells")
-    elif stopped := int((~cells["finished"]).sum()):
+    if stopped := int((~cells["finished"] & cells["failed"].isna()).sum()):
         marks.append(f"not finished: {stopped} of {len(cells)} cells")
     if len(answered) < len(tasks):
         marks.append(f"{len(answered)} of {len(tasks)} tasks")

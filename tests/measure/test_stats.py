@@ -156,6 +156,14 @@ def test_two_graded_samples_tell_next_to_nothing():
     assert changed.p == 0.5 and changed.least < 0 and changed.difference.low < 0
 
 
+def test_one_task_that_varies_moves_the_mean_no_further_than_it_can():
+    """One answer of 4 x 2 and of 13 x 2 is wrong: its task weighs a quarter and a thirteenth."""
+    for tasks, least in ((4, 0.4), (13, 0.78)):
+        scores = [*[1] * (2 * tasks - 1), 0]
+        found = interval(scores, [str(i // 2) for i in range(2 * tasks)], names(2 * tasks))
+        assert found.low > least
+
+
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_coverage_with_a_handful_of_graded_samples(n):
     """Scores of five parts each, harder and easier prompts mixed."""

@@ -336,8 +336,8 @@ def test_unusable_folders(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MacbenchError, match="file is a file; name a folder"):
         check_writable(tmp_path / "file")
-    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/macbench")):
-        with pytest.raises(MacbenchError, match=r"cannot write|is a file"):
+    for out in (tmp_path / "file" / "below", Path("/proc/macbench")):
+        with pytest.raises(MacbenchError, match="cannot write"):
             check_writable(out)
         with pytest.raises(MacbenchError, match="cannot write"):
             open_cell(out, NAME, IDENTITY, CONFIG)

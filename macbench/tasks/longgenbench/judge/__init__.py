@@ -62,7 +62,7 @@ def check_model(name: str) -> None:
     if name not in known and "/" not in name and not Path(name).exists():
         raise MacbenchError(
             f"unknown judge_model '{name}': {nearest(name, known)} For any other checkpoint give "
-            "a hub id or a folder."
+            "a hub id, OWNER/NAME, or a folder."
         )
 
 
