@@ -36,11 +36,12 @@ def draw(results: Results) -> Figure:
         layout="constrained",
     )
     handles = {}
+    methods = families(blocks)
     for axis, (block, part) in zip(axes[0], panels, strict=True):
         named = {line.label: family(line) for line in block.lines}
         width = part["width"].iloc[0]
         for label, own in part.groupby("method"):
-            marker, _, stroke = look(named[str(label)], families(blocks))
+            marker, _, stroke = look(named[str(label)], methods)
             colour = shades[labels.index(label)]
             rates = _rates(results, own)
             x, low, high = (rates.index + 0.5) * width, *rates.quantile([0.25, 0.75], axis=1).values

@@ -46,6 +46,11 @@ MINE = (  # what makes MAC work: its controls and extensions, and the two that h
     ("chains_between", ("method=mac", "mac.max_chain=[2,4]")),
     ("both", ("method=mac", "mac.refresh_mixed_groups=true", "mac.max_chain=[2,4,8]")),
 )
+BOTH = (  # what mac_8k found to help
+    *("method=mac", "mac.tau=[0.45,0.6]"),
+    *("mac.refresh_mixed_groups=true", "mac.max_chain=2"),
+)
+WHY = ("method=[twilight/all,h2o/normalise]", "h2o.budget=0.2")  # tests findings.md's reasons
 RULER = (
     "ruler/niah_single_1,ruler/niah_single_2,ruler/niah_single_3",
     "ruler/niah_multikey_1,ruler/niah_multikey_2,ruler/niah_multikey_3",
@@ -73,14 +78,8 @@ def runs() -> dict[str, list[str]]:
         ruler("ruler_8k", part, *LONG, "length=8k", "limit=50", BLOCK, *methods)
         ruler("ruler_16k", part, *LONG, "length=16k", "limit=50", BLOCK, *methods)
         found[f"longbench_v2/{part}"] = [*questions, *LONG, BLOCK, *methods]
-    both = ("mac.refresh_mixed_groups=true", "mac.max_chain=2")  # what mac_8k found to help
-    chains = ("method=mac", "mac.tau=[0.45,0.6]", *both)
-    ruler("ruler_16k", "both", *LONG, "length=16k", "limit=50", BLOCK, *chains)
-    why = (
-        "method=[twilight/all,h2o/normalise]",
-        "h2o.budget=0.2",
-    )  # reasons that findings.md gives
-    ruler("ruler_16k", "why", *LONG, "length=16k", "limit=50", BLOCK, *why)
+    for part, methods in (("both", BOTH), ("why", WHY)):
+        ruler("ruler_16k", part, *LONG, "length=16k", "limit=50", BLOCK, *methods)
     for scenario in ("diary", "menu", "skyscraper", "urban"):
         found[f"longgenbench/{scenario}"] = [
             *(f"task=longgenbench/{scenario}", "longgenbench.data=embedded"),

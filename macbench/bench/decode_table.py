@@ -69,8 +69,7 @@ NOTES = (
 HEADER = (
     *("model", "length", "batch", "method", "around", "fused", "ms", "10-90 %", "tokens/s", "rest"),
     *("x weights", "attention", "must", "share", "x full", "floor", "x floor", "hit", "alone"),
-    *("x alone", "peer"),
-    *("x peer", "note"),
+    *("x alone", "peer", "x peer", "note"),
 )
 
 
