@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -26,7 +28,8 @@ def draw(results: Results) -> Figure:
         for axis, (column, title) in zip(row, PANELS, strict=True):
             grid = rates[column].droplevel("method").unstack("layer")
             image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-            axis.set_title(f"{method}: {title}, mean {rates[column].mean():.0%}", fontsize=8)
+            told = f"{method}: {title}, mean {rates[column].mean():.0%}"
+            axis.set_title(fill(told, 68), fontsize=8)
             axis.set(xlabel="layer", yticks=range(0, len(grid), 2))
             axis.set_ylabel(f"{name}\nquery head", fontsize=7)
             figure.colorbar(image, ax=axis, format=PercentFormatter(1, decimals=0))

@@ -50,6 +50,7 @@ def open_cells(stack: ExitStack, group: Group, totals: Totals, progress: Progres
         cells.folders.append(folder)
         totals.cells.append(folder.path.name)
         check_prompts(group, folder)
+        folder.expect(sample.index for sample in group.samples)
     return cells
 
 

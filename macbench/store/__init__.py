@@ -12,6 +12,7 @@
         scores-JUDGE.*     what another judge says of the same answers (`macbench.score`)
 
 A sample counts once both of its lines are whole. Cells are written by `macbench.store.cell`.
+Without its layers.* a finished cell can still be read, and others be added beside it.
 """
 
 from __future__ import annotations

@@ -103,12 +103,14 @@ class Cell:
 
     rows: sample index -> its row as stored, for every sample that is complete.
     partial: the same for answers that were still growing when they were last saved.
+    archived: a finished cell that was kept without its layers.jsonl; it can be read, not added to.
     """
 
     def __init__(self, path: Path, config: Row):
         self.path = path
         self.config = config
         self.rows: dict[int, Row] = {}
+        self.archived = False
         self._samples = FileIO(path / "samples.jsonl", "a")
         try:
             fcntl.flock(self._samples, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,22 +144,31 @@ class Cell:
         """Read the complete rows; cut off whatever a kill left behind them."""
         samples = read_lines(self.path / "samples.jsonl")
         layers = read_lines(self.path / "layers.jsonl")
-        if [row["index"] for row, _ in samples] != [row["index"] for row, _ in layers][
-            : len(samples)
-        ]:
+        self.archived = bool(samples) and not layers and (self.path / "summary.json").exists()
+        held = [row["index"] for row, _ in samples]
+        if not self.archived and held != [row["index"] for row, _ in layers][: len(held)]:
             raise MacbenchError(
                 f"{self.path}/layers.jsonl does not belong to the samples.jsonl beside it; restore "
                 "both files or move the folder away."
             )
-        for file, lines in ((self._samples, samples), (self._layers, layers[: len(samples)])):
+        for file, lines in ((self._samples, samples), (self._layers, layers[: len(held)])):
             file.truncate(lines[-1][1] if lines else 0)
         self.rows = {row["index"]: row for row, _ in samples}
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Refuse (MacbenchError) samples that an archived cell does not hold."""
+        if self.archived and not self.rows.keys() >= {*indices}:
+            raise MacbenchError(
+                f"{self.path} has no layers.jsonl, so no samples can be added to the "
+                f"{len(self.rows)} that it holds; restore that file or choose another out=."
+            )
 
     def append(self, sample: Row, layers: Row) -> None:
         """Keep a finished sample: its layers line, then its own, each synced to the disk.
 
         If that fails, both files are cut back to their last whole line (MacbenchError).
         """
+        self.expect([sample["index"]])
         if sample["index"] in self.rows:
             raise ValueError(f"sample {sample['index']} is already in {self.path}")
         lines = ((self._layers, line(layers)), (self._samples, line(sample)))
@@ -193,7 +204,10 @@ class Cell:
         _replace(self.path / "failed.json", _pretty({"reason": reason}))
 
     def finish(self) -> None:
-        """Rebuild the derived files from the lines, by index: same rows in, same bytes out."""
+        """Rebuild the derived files from the lines, by index: same rows in, same bytes out.
+        An archived cell keeps those it has."""
+        if self.archived:
+            return
         layers = long_form([row for row, _ in read_lines(self.path / "layers.jsonl")])
         summary: Row = {"samples": len(self.rows)}
         if self.rows:

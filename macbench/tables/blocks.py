@@ -21,7 +21,7 @@ from macbench.errors import MacbenchError
 from macbench.measure.budget import acceptance
 from macbench.measure.stats import compare, holm
 from macbench.store import Results
-from macbench.tables.line import Line, make_line
+from macbench.tables.line import Line, better, make_line
 
 FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
 FULL = "full"
@@ -295,7 +295,7 @@ def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
     for line in block.lines:
         if elsewhere := _elsewhere(block, line):
             notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")
-        if line.versus and line.versus.difference.low > 0:
+        if block.against == FULL and better(line):
             notes.append(f"{line.label} is better than full attention: look for a bug first.")
         if line.budgets and line.budgets.byte is not None and line.budgets.byte > MORE:
             notes.append(

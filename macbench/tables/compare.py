@@ -20,12 +20,11 @@ from macbench.errors import MacbenchError, nearest
 from macbench.measure.stats import samples_to_exclude, samples_to_see
 from macbench.store import Results
 from macbench.tables.blocks import FULL, Block, Grid, summarise
-from macbench.tables.line import Line
+from macbench.tables.line import Line, better, different
 from macbench.tables.report import bracket, drop_empty, ends, p_value, percent, plus_minus, render
 
 MARGINS = {"ruler": 0.01, "longbench_v2": 0.02}  # of a difference that would matter
 MARGIN = 0.03  # elsewhere
-LEVEL = 0.05
 POINT = 0.01
 OFF = 0.05  # of the budget asked for, relative: no longer matched
 KEPT = (  # notes of a block that hold for its comparison, too
@@ -75,16 +74,6 @@ def table(
 def not_worse(line: Line, margin: float) -> bool:
     """Whether it is shown that the method loses no more than `margin` against the other."""
     return line.versus is not None and line.versus.least > -margin
-
-
-def different(line: Line) -> bool:
-    """Whether the method differs from the other, over the whole table."""
-    return line.holm is not None and line.holm < LEVEL
-
-
-def better(line: Line) -> bool:
-    """Significantly above full attention, which a method that reads less should not be."""
-    return different(line) and line.versus is not None and line.versus.difference.mean > 0
 
 
 def _flagged(block: Block) -> list[Line]:

@@ -11,6 +11,7 @@ from macbench import tasks as benchmarks
 from macbench.measure.budget import Budgets, budgets, match_radius, mean_over_tasks
 from macbench.measure.stats import Comparison, Interval, interval
 
+LEVEL = 0.05  # of the tests, after Holm's correction
 BUDGETS = ("budget=", "tokens=")  # words of a label that say what was asked for
 
 
@@ -69,6 +70,16 @@ class Line:
     plan: Plan
     drift: Drift | None = None
     holm: float | None = None
+
+
+def different(line: Line) -> bool:
+    """Whether the method differs from the other, over the whole table."""
+    return line.holm is not None and line.holm < LEVEL
+
+
+def better(line: Line) -> bool:
+    """Significantly above the other, which a method that reads less than full should not be."""
+    return different(line) and line.versus is not None and line.versus.difference.mean > 0
 
 
 def make_line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[str]) -> Line:

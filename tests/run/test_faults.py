@@ -62,6 +62,22 @@ def test_a_run_killed_three_times_ends_as_an_undisturbed_one(tmp_path, tiny, cap
     assert files(broken) == files(whole)
 
 
+def test_methods_are_added_beside_cells_that_were_archived(tmp_path, tiny, capsys):
+    """Cells are handed on without their layers, which are most of their bytes."""
+    words = ["run", *TASK, *tiny, f"out={tmp_path}"]
+    assert main([*words, "method=[full,random]", "random.tokens=0.3"]) == 0
+    for path in tmp_path.glob("*/layers.*"):
+        path.unlink()
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*/s*.json*")}
+    assert main([*words, *CELLS]) == 0
+    assert lines(tmp_path) == 18
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert main([*words, "method=full", "limit=7"]) == 2
+    told = capsys.readouterr().err
+    assert "no layers.jsonl" in told and "the 6 that it holds" in told
+    assert lines(tmp_path) == 18
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError(), RuntimeError("Triton Error [CUDA]: out of memory")],

@@ -298,7 +298,8 @@ def test_damaged_lines_are_named_and_nothing_is_cut(tmp_path):
             use()
     assert (path / "samples.jsonl").read_bytes() == damaged
     (path / "samples.jsonl").write_bytes(b"".join(lines))
-    (path / "layers.jsonl").unlink()
+    kept = (path / "layers.jsonl").read_bytes().splitlines(True)
+    (path / "layers.jsonl").write_bytes(b"".join(kept[1:]))
     with pytest.raises(MacbenchError, match="does not belong to"):
         fill(tmp_path, 3)
     assert (path / "samples.jsonl").read_bytes() == b"".join(lines)
