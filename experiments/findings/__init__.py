@@ -31,7 +31,11 @@ FIVE = (  # those that can read so little
     *(f"{name}.budget=0.05" for name in ("multipole", "tova", "h2o")),
     "unreachable=floor",
 )
-SETS = {"quick": QUICK, "more": MORE, "five": FIVE}
+BOTH = (  # what mac_8k found to help
+    *("method=mac", "mac.tau=[0.45,0.6]"),
+    *("mac.refresh_mixed_groups=true", "mac.max_chain=2"),
+)
+SETS = {"quick": QUICK, "more": MORE, "five": FIVE, "both": BOTH}
 FEW = (  # where an answer is long
     "method=[full,mac,quest,snapkv/recompress,streaming_llm]",
     "mac.tau=[0.45,0.75]",
@@ -45,10 +49,6 @@ MINE = (  # what makes MAC work: its controls and extensions, and the two that h
     ("short_chains", ("method=mac", "mac.max_chain=[1,8]")),
     ("chains_between", ("method=mac", "mac.max_chain=[2,4]")),
     ("both", ("method=mac", "mac.refresh_mixed_groups=true", "mac.max_chain=[2,4,8]")),
-)
-BOTH = (  # what mac_8k found to help
-    *("method=mac", "mac.tau=[0.45,0.6]"),
-    *("mac.refresh_mixed_groups=true", "mac.max_chain=2"),
 )
 WHY = ("method=[twilight/all,h2o/normalise]", "h2o.budget=0.2")  # tests findings.md's reasons
 RULER = (
@@ -78,8 +78,7 @@ def runs() -> dict[str, list[str]]:
         ruler("ruler_8k", part, *LONG, "length=8k", "limit=50", BLOCK, *methods)
         ruler("ruler_16k", part, *LONG, "length=16k", "limit=50", BLOCK, *methods)
         found[f"longbench_v2/{part}"] = [*questions, *LONG, BLOCK, *methods]
-    for part, methods in (("both", BOTH), ("why", WHY)):
-        ruler("ruler_16k", part, *LONG, "length=16k", "limit=50", BLOCK, *methods)
+    ruler("ruler_16k", "why", *LONG, "length=16k", "limit=50", BLOCK, *WHY)
     for scenario in ("diary", "menu", "skyscraper", "urban"):
         found[f"longgenbench/{scenario}"] = [
             *(f"task=longgenbench/{scenario}", "longgenbench.data=embedded"),
