@@ -51,6 +51,15 @@ MINE = (  # what makes MAC work: its controls and extensions, and the two that h
     ("both", ("method=mac", "mac.refresh_mixed_groups=true", "mac.max_chain=[2,4,8]")),
 )
 WHY = ("method=[twilight/all,h2o/normalise]", "h2o.budget=0.2")  # tests findings.md's reasons
+COSTS = (  # what each works before the first token: to be run alone (--only costs_16k)
+    "method=[full,mac,mac/authors,quest,quest/sparse,snapkv,snapkv/wide,snapkv/ada,pyramidkv,"
+    "streaming_llm,rocketkv,double_sparsity,double_sparsity/shared,twilight,kivi,multipole,tova,"
+    "h2o]",
+    *(f"{name}.budget=0.2" for name in ("quest", "snapkv", "pyramidkv", "streaming_llm")),
+    *(f"{name}.budget=0.2" for name in ("rocketkv", "double_sparsity", "multipole")),
+    *(f"{name}.budget=0.2" for name in ("tova", "h2o")),
+    "max_new=4",
+)
 RULER = (
     "ruler/niah_single_1,ruler/niah_single_2,ruler/niah_single_3",
     "ruler/niah_multikey_1,ruler/niah_multikey_2,ruler/niah_multikey_3",
@@ -92,4 +101,6 @@ def runs() -> dict[str, list[str]]:
         ruler("hold_8k", part, *own, "hold=question", *methods, tasks=few)
         ruler("base_4k", part, *BASE, "length=4k", "limit=50", BLOCK, *methods)
         ruler("ruler_32k", part, *LONG, "length=32k", "limit=20", "block=10", *methods)
+    alone = ("length=16k", "limit=30", "block=10", *COSTS)
+    ruler("costs_16k", "alone", *LONG, *alone, tasks=("ruler/niah_multikey_1",))
     return found

@@ -239,7 +239,7 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             else "; with --bandwidth GB/s also the tokens after which that is paid back"
         )
         where = "on the machine that ran it"
-        notes.append(f"own prefill: seconds a method worked on a prompt, mean, {where}{after}.")
+        notes.append(f"own prefill: seconds a method worked on a prompt, median, {where}{after}.")
     for line in lines:
         if marks := ", ".join(mark for mark in line.marks if mark != "control"):
             notes.append(f"mind {line.label}: {marks}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -35,8 +36,8 @@ class Plan:
     planned: float | None  # byte budget at the prompts' lengths, by the method's integers
     spread: tuple[float, float, float] | None  # 10th, 50th, 90th percentile of samples' budgets
     step_bytes: float  # full attention's reads of one step
-    begin_s: float | None  # the method's own work on a prompt, mean; None: not measured then
-    prefill_s: float
+    begin_s: float | None  # the method's own work on a prompt; None: not measured then
+    prefill_s: float  # both medians over samples, the first of which compiles
     calibration: dict[str, Any] | None  # of `mac@FILE`: where its knobs were found
 
 
@@ -146,8 +147,8 @@ def _plan(config: dict[str, Any], label: str, samples: pd.DataFrame) -> Plan:
         step_bytes=float((steps["context_kv"] / steps["steps"]).mean() * token_bytes)
         if len(stepped)
         else 0,
-        begin_s=sum(begin) / len(begin) if begin else None,
-        prefill_s=sum(time["prefill_s"] for time in times) / len(times) if times else 0.0,
+        begin_s=median(begin) if begin else None,
+        prefill_s=median(time["prefill_s"] for time in times) if times else 0.0,
         calibration=config.get("calibration"),
     )
 
