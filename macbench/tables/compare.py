@@ -129,7 +129,11 @@ def _cell(line: Line, margin: float, most: int, flagged: bool) -> str:
     sign = "min " if line.plan.floor is not None else "~" if matched(line) is False else ""
     marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * flagged
     parts = [plus_minus(line.accuracy) + ("" if read is None else f" at {sign}{100 * read:.1f} %")]
-    parts += [marks] * bool(marks) + [f"{line.n} of {most}"] * (line.n < most)
+    parts += [marks] * bool(marks)
+    if line.n < most:  # of other tasks, perhaps, so its score is told with its own reference
+        v = line.versus
+        same = f" ({100 * (line.accuracy.mean - v.difference.mean):.1f})" if v else ""
+        parts.append(f"{line.n} of {most}{same}")
     return ", ".join(parts)
 
 
@@ -198,7 +202,10 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             "was asked."
         )
     if any(0 < line.n < max(line.n for line in lines) for line in lines):
-        notes.append("k of n: so many samples were answered, of those of the row that has most.")
+        notes.append(
+            "k of n: so many samples were answered, of those of the row that has most; in brackets "
+            f"what {block.against} has on the same."
+        )
     if off := [line for line in lines if matched(line) is False]:
         mend = "macbench calibrate finds the knob that reads what is asked"
         if all(line.plan.calibration for line in off):

@@ -167,6 +167,18 @@ def test_costs(out):
     assert "pays after" not in table(store.read(out)).split("score:")[0]
 
 
+def test_fewer_tasks_are_told_with_what_full_has_on_them(tmp_path):
+    """Quest answered only the task in which full attention has 90 %, of 50 % over both."""
+    easy, hard = [1] * 9 + [0], [1] + [0] * 9
+    write(tmp_path, "full", {"passes": 1}, easy, TASKS[0])
+    write(tmp_path, "full", {"passes": 1}, hard, TASKS[1])
+    write(tmp_path, "quest", {"budget": 0.4}, flip(easy, 0), TASKS[0])
+    cells = grid(table(store.read(tmp_path)), "score")
+    assert cells["full"]["no budget asked"].startswith("50.0 +- ")
+    assert cells["quest"]["40 %"].startswith("80.0 +- ")
+    assert cells["quest"]["40 %"].endswith(", 10 of 20 (90.0)")
+
+
 def test_full_has_nothing_to_pay_back_and_what_reads_more_never_does(out):
     write(out, "mac", {"tau": 1.0}, FULL, label="mac tau=1", share=0.98, begin=0.5)
     rows = found(out, bandwidth=1e9)
@@ -224,8 +236,8 @@ def test_what_is_unfinished_says_so(tmp_path):
     write(tmp_path, "quest", {"budget": 0.1}, FULL[:3], label="quest budget=0.1")
     text = table(store.read(tmp_path))
     cells = grid(text, "score")
-    assert cells["quest"]["10 %"].endswith(", 3 of 80")
-    assert cells["snapkv"]["10 %"].endswith(", 40 of 80")
+    assert cells["quest"]["10 %"].endswith(", 3 of 80 (100.0)")
+    assert cells["snapkv"]["10 %"].endswith(", 40 of 80 (75.0)")
     assert " of 80" not in cells["full"]["no budget asked"]
     assert "mind quest budget=0.1: 1 of 2 tasks." in text
     assert "mind snapkv budget=0.1: failed: 1 of 2 cells, 1 of 2 tasks." in text
