@@ -24,7 +24,9 @@ def draw(results: Results) -> Figure:
     counts, blocks = results.histograms, summarise(results)
     panels = [(b, part) for b in blocks if len(part := _of(b, counts))] if len(counts) else []
     if not panels:
-        raise MacbenchError("no cell here counted matches; run one with method=mac first.")
+        raise MacbenchError(
+            "no cell here counted matches (layers.jsonl has them); run one with method=mac first."
+        )
     labels = [*dict.fromkeys(label for _, part in panels for label in sorted({*part["method"]}))]
     shades = plt.get_cmap("viridis")([0.9 * i / len(labels) for i in range(len(labels))])
     figure, axes = plt.subplots(

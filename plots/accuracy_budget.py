@@ -75,7 +75,8 @@ def look(name: str, names: Collection[str]) -> tuple[str, str, str]:
     variants = [method, *(f"{method}/{variant}" for variant in known.get(method, ()))]
     variants += sorted({place(each) for each in (*kin, name)} - {*variants})
     j = variants.index(place(name))
-    return MARKS[(i + 5 * j) % len(MARKS)], COLOURS[i % len(COLOURS)], STROKES[j % len(STROKES)]
+    stroke = STROKES[(j + j // len(MARKS)) % len(STROKES)]  # another one where marks come again
+    return MARKS[(i + 5 * j) % len(MARKS)], COLOURS[i % len(COLOURS)], stroke
 
 
 def _method(name: str) -> str:

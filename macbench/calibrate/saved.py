@@ -1,5 +1,6 @@
 """The file of a calibration: a method's knobs that read an asked share of bytes, and where that was
-found. `method=[mac@FILE]` runs it; never on the samples that it was found on.
+found. `method=[mac@FILE]` runs it; never on the prompts that it was found on. (RULER's qa asks the
+same questions of other contexts under another seed.)
 """
 
 from __future__ import annotations

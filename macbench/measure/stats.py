@@ -54,6 +54,7 @@ class Interval:
 class Comparison:
     """A method against full attention on the same samples."""
 
+    full: float  # its mean on these samples
     difference: Interval  # method minus full
     least: float  # lower end of its one-sided 95 % interval: not worse by more than that
     p: float
@@ -222,6 +223,7 @@ def compare(
         return bootstrap(change, tasks, clusters, scale=(-1.0, 1.0), z=z)
 
     return Comparison(
+        full=float(np.mean([a.sum() / n.sum() for a, n in _strata(before, tasks, clusters)])),
         difference=difference(Z),
         least=difference(ONE_SIDED).low,
         p=mcnemar(worse, better) if exact else sign_flip(change, tasks, clusters),

@@ -139,8 +139,10 @@ def smaller(cells: Cells, place: str, size: int, progress: Progress) -> int:
         f"out of memory at {cells.group.length} tokens with {many}; run fewer methods at once, or "
         "lower length="
     )
+    indices = {sample.index for sample in cells.group.samples}
     for cell in cells.folders:
-        cell.fail(reason)
+        if not cell.rows.keys() >= indices:  # what has all its answers did not fail
+            cell.fail(reason)
     cells.totals.failed.append(f"{place}: {reason}")
     progress.note(f"failed {place}: {reason}")
     return 0

@@ -175,12 +175,14 @@ class Results:
         for cell, path in self._paths.items():
             kept = set(self.samples.loc[self.samples["cell"] == cell, "index"])
             rows = [row for row, _ in read_lines(path / "layers.jsonl") if row["index"] in kept]
-            for name in dict.fromkeys(n for row in rows for n in row.get("histograms", ())):
-                held = [row for row in rows if name in row.get("histograms", ())]
+            kinds = ((n, row["width"]) for row in rows for n in row.get("histograms", ()))
+            for name, width in dict.fromkeys(kinds):  # a later run's buckets may be wider
+                held = [row for row in rows if row.get("width") == width]
+                held = [row for row in held if name in row["histograms"]]
                 counts = np.sum([row["histograms"][name] for row in held], axis=0)
                 layer, at = np.indices(counts.shape)
                 columns = {"layer": layer.ravel(), "bin": at.ravel(), "count": counts.ravel()}
-                fixed = {"cell": cell, "name": name, "width": held[0]["width"]}
+                fixed = {"cell": cell, "name": name, "width": width}
                 parts.append(pd.DataFrame(columns).assign(**fixed))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

@@ -144,7 +144,8 @@ class Cell:
         """Read the complete rows; cut off whatever a kill left behind them."""
         samples = read_lines(self.path / "samples.jsonl")
         layers = read_lines(self.path / "layers.jsonl")
-        self.archived = bool(samples) and not layers and (self.path / "summary.json").exists()
+        gone = os.fstat(self._layers.fileno()).st_size == 0  # opening it has made it
+        self.archived = bool(samples) and gone and (self.path / "summary.json").exists()
         held = [row["index"] for row, _ in samples]
         if not self.archived and held != [row["index"] for row, _ in layers][: len(held)]:
             raise MacbenchError(
@@ -206,6 +207,7 @@ class Cell:
     def finish(self) -> None:
         """Rebuild the derived files from the lines, by index: same rows in, same bytes out.
         An archived cell keeps those it has."""
+        (self.path / "failed.json").unlink(missing_ok=True)
         if self.archived:
             return
         layers = long_form([row for row, _ in read_lines(self.path / "layers.jsonl")])
@@ -223,7 +225,6 @@ class Cell:
             }
             _replace(self.path / "layers.parquet", layers.to_parquet(None, index=False))
         _replace(self.path / "summary.json", _pretty(summary))
-        (self.path / "failed.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give up the lock."""

@@ -16,7 +16,7 @@ import pandas as pd
 
 from macbench.errors import MacbenchError
 from macbench.store import Results
-from macbench.tables.blocks import Block
+from macbench.tables.blocks import Block, labels
 from macbench.tables.report import render
 from macbench.tasks.ruler import TASKS
 
@@ -66,14 +66,25 @@ def averages(cells: pd.DataFrame, samples: pd.DataFrame) -> list[Row]:
     """Full attention first. Of each task the newest version counts, of failed cells nothing."""
     version = cells["identity"].map(lambda identity: identity["task"]["version"])
     newest = version == version.groupby(cells["task"]).transform("max")
-    cells = cells[newest & cells["failed"].isna()]
-    method = cells["identity"].map(lambda identity: json.dumps(identity["method"]))
+    cells = cells[newest & cells["failed"].isna() & cells.index.isin(samples["cell"])]
+    methods = [*map(_method, cells["identity"], cells["config"])]
+    method = pd.Series(methods, index=cells.index, dtype=object)
+    groups = {str(key): own for key, own in cells.groupby(method, sort=False)}
     rows = []
-    for _, own in cells.groupby(method, sort=False):
+    for key, label in labels(groups).items():
+        own = groups[key]
         lengths = sorted({*own["length"]})
         at = {length: _average(own[own["length"] == length], samples) for length in lengths}
-        rows.append(Row(str(own["label"].iloc[0]), at))
+        rows.append(Row(label, at))
     return sorted(rows, key=lambda row: (row.label != "full", row.label))
+
+
+def _method(identity: dict[str, Any], config: dict[str, Any]) -> str:
+    """Equal for cells of one row. A floor differs by length, what was asked for does not."""
+    method = identity["method"]
+    if config["floor"] is not None:
+        method = {**method, "knobs": {**method["knobs"], **config["asked"]}}
+    return json.dumps({"method": method})
 
 
 def _average(cells: pd.DataFrame, samples: pd.DataFrame) -> Average:
@@ -143,8 +154,8 @@ def _notes(rows: list[Row], embedded: bool) -> list[str]:
         if without:
             what = f"no average over lengths without {', '.join(without)}"
             lacking.setdefault(what, []).append(row.label)
-    for what, labels in lacking.items():
-        whose = "all methods" if len(labels) == len(rows) else ", ".join(labels)
+    for what, whom in lacking.items():
+        whose = "all methods" if len(whom) == len(rows) else ", ".join(whom)
         notes.append(f"left out, {whose}: {what}.")
     if embedded:
         notes.append("embedded texts: these averages are not RULER scores.")

@@ -71,7 +71,9 @@ def summarise(results: Results, against: str = FULL) -> list[Block]:
     layers = layers.assign(**{key: _of_cells(layers, cells[key]) for key in ("row", "task")})
     columns = ["task", "seed", "row"]
     samples = results.samples.merge(cells[columns], left_on="cell", right_index=True)
-    samples["cluster"] = samples["seed"].astype(str) + "/" + samples["cluster"].astype(str)
+    alone = samples["cluster"] == samples["id"]  # else a text, which every seed may ask about
+    asked = samples["id"] + "/" + samples["prompt_sha"]  # another seed may ask the same
+    samples["cluster"] = asked.where(alone, samples["cluster"]).astype(str)
     family = cells["task"].map(lambda task: [*FAMILIES, _family(task)].index(_family(task)))
     keys = ["model", family, "length", "hold", "dtype", "weights"]
     groups = cells.groupby([*keys, cells["identity"].map(_conditions)])
@@ -126,7 +128,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
     reused = acceptance(layers, by=["row", "task"])
     accepted = {} if reused.empty else reused["acceptance"].to_dict()
     rows = {str(key): group for key, group in cells.groupby("row")}
-    labels = _labels(rows)
+    names = labels(rows)
     passes = {
         key: group["identity"].iloc[0]["method"]["knobs"].get("passes", 1)
         for key, group in rows.items()
@@ -134,7 +136,7 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
     }
     exact = min(passes, key=lambda key: passes[key], default=None)
     full = samples[samples["row"] == exact]
-    named = [key for key in rows if labels[key] == against]
+    named = [key for key in rows if names[key] == against]
     other = exact if against == FULL else next(iter(named), None)
     base = samples[samples["row"] == other]
     split = [key for key in passes if exact and passes[key] != passes[exact]]
@@ -144,12 +146,12 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
         differ = pairs["output_full"].to_numpy() != pairs["output"].to_numpy()
         noise = (float(differ.mean()) if len(pairs) else 0.0, len(pairs))
 
-    names = sorted({*cells["task"]})
+    tasks = sorted({*cells["task"]})
     lines = []
-    order = {key: (key != exact, g["control"].iloc[0], labels[key]) for key, g in rows.items()}
+    order = {key: (key != exact, g["control"].iloc[0], names[key]) for key, g in rows.items()}
     for key in sorted(rows.keys() - {*split}, key=lambda key: order[key]):
         own = samples[samples["row"] == key]
-        line = make_line(rows[key], labels[key], own, names)
+        line = make_line(rows[key], names[key], own, tasks)
         pairs = _pair(full, own)
         if key != exact and len(pairs):
             line.same = float((pairs["output_full"] == pairs["output"]).mean())
@@ -161,7 +163,8 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
         for task, part in line.tasks.items():
             part.acceptance = accepted.get((key, task))
         rates = [x.acceptance for x in line.tasks.values() if x.acceptance is not None]
-        line.acceptance = sum(rates) / len(rates) if rates else None
+        if rates and len(rates) == len(line.tasks):  # not where some cells lack their layers
+            line.acceptance = sum(rates) / len(rates)
         lines.append(line)
     tested = [line for line in lines if line.versus]
     for line, p in zip(tested, holm([t.versus.p for t in tested if t.versus]), strict=True):
@@ -175,14 +178,14 @@ def _block(cells: pd.DataFrame, samples: pd.DataFrame, layers: pd.DataFrame, aga
     block = Block(
         about=about,
         family=_family(first["task"]),
-        title=", ".join(filter(None, [_title(cells, embedded), benchmarks.title(names[0], every)])),
+        title=", ".join(filter(None, [_title(cells, embedded), benchmarks.title(tasks[0], every)])),
         embedded=embedded,
         lines=lines,
         noise=noise,
         against=against,
-        layers=layers.assign(method=_of_cells(layers, cells["row"].map(labels))),
+        layers=layers.assign(method=_of_cells(layers, cells["row"].map(names))),
     )
-    block.notes = [*_notes(block, cells), *benchmarks.notes(names[0], every)]
+    block.notes = [*_notes(block, cells), *benchmarks.notes(tasks[0], every)]
     resumed = samples.loc[samples["resumed"].notna(), "cell"]
     for cell in sorted({*resumed}):
         block.notes.append(
@@ -203,12 +206,12 @@ def _of_cells(layers: pd.DataFrame, values: pd.Series) -> pd.Categorical:
     return pd.Categorical.from_codes(values.cat.codes.to_numpy()[at], dtype=dtype)
 
 
-def _labels(rows: dict[str, pd.DataFrame]) -> dict[str, str]:
+def labels(rows: dict[str, pd.DataFrame]) -> dict[str, str]:
     """A label per row; rows that were given the same one also name what tells them apart."""
-    labels = {key: str(group["label"].iloc[0]) for key, group in rows.items()}
+    given = {key: str(group["label"].iloc[0]) for key, group in rows.items()}
     answer = {}
-    for key, label in labels.items():
-        methods = {other: json.loads(other)["method"] for other in labels if labels[other] == label}
+    for key, label in given.items():
+        methods = {other: json.loads(other)["method"] for other in given if given[other] == label}
         mine = {**methods[key]["knobs"], "version": methods[key]["version"]}
         others = [{**m["knobs"], "version": m["version"]} for m in methods.values()]
         apart = [f"{k}={brief(v)}" for k, v in mine.items() if any(o.get(k) != v for o in others)]
@@ -291,7 +294,10 @@ def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
     if "never acted" in marks:
         notes.append("never acted: in no step did the method leave anything out or reuse anything.")
     if len(seeds := sorted({*cells["seed"]})) > 1:
-        notes.append(f"seeds: {', '.join(map(str, seeds))}, whose samples are pooled.")
+        notes.append(
+            f"seeds: {', '.join(map(str, seeds))}, whose samples are pooled; a prompt or text that "
+            "they share counts as one."
+        )
     for line in block.lines:
         if elsewhere := _elsewhere(block, line):
             notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")

@@ -12,6 +12,7 @@ did, the cell says so.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -49,7 +50,7 @@ def table(
     """
     if margin is not None and not 0 < margin < 1:
         raise MacbenchError(f"--margin {100 * margin:g}: give points between 0 and 100.")
-    if bandwidth is not None and bandwidth <= 0:
+    if bandwidth is not None and not 0 < bandwidth < inf:
         raise MacbenchError(f"--bandwidth {bandwidth / 1e9:g}: give GB/s above 0.")
     blocks = summarise(results, against)
     labels = [*dict.fromkeys(line.label for block in blocks for line in block.lines)]
@@ -105,11 +106,11 @@ def _table(block: Block, margin: float) -> Grid:
     asked = [line.plan.asked for line in block.lines]
     columns = [None] * (None in asked) + sorted({share for share in asked if share is not None})
     header = ["score", *(SET if share is None else f"{100 * share:g} %" for share in columns)]
-    most, flagged = max(line.n for line in block.lines), _flagged(block)
+    flagged = _flagged(block)
     rows: dict[str, dict[float | None, str]] = {}
     for line in block.lines:
         mine = rows.setdefault(line.plan.row + (" (control)" if line.control else ""), {})
-        cell = _cell(line, margin, most, line in flagged)
+        cell = _cell(line, margin, _fewer(line, block), line in flagged)
         share = line.plan.asked
         mine[share] = f"{mine[share]}; {cell}" if share in mine else cell
     for line in block.lines:
@@ -117,24 +118,32 @@ def _table(block: Block, margin: float) -> Grid:
             mine = rows[line.plan.row + (" (control)" if line.control else "")]
             for share in columns:
                 if share is not None and share < line.plan.floor:
-                    mine.setdefault(share, _cell(line, margin, most, line in flagged))
+                    mine.setdefault(share, mine[line.plan.asked])
     return [header, *([name, *(own.get(c, "-") for c in columns)] for name, own in rows.items())]
 
 
-def _cell(line: Line, margin: float, most: int, flagged: bool) -> str:
-    """Such as "61.2 +- 4.0 at 20.3 %, n"; most: samples of the line that has the most."""
+def _fewer(line: Line, block: Block) -> str:
+    """Such as "9 of 13 tasks (83.7)" where a line has fewer tasks or samples than another."""
+    tasks, most = (max(f(x) for x in block.lines) for f in (lambda x: len(x.tasks), lambda x: x.n))
+    if len(line.tasks) < tasks:
+        told = f"{len(line.tasks)} of {tasks} tasks"
+    elif line.n < most:
+        told = f"{line.n} of {most}"
+    else:
+        return ""
+    v = line.versus
+    return told + (f" ({100 * v.full:.1f})" if v and v.n == line.n else "")
+
+
+def _cell(line: Line, margin: float, fewer: str, flagged: bool) -> str:
+    """Such as "61.2 +- 4.0 at 20.3 %, n"."""
     if line.accuracy is None:
         return "failed" if any(mark.startswith("failed") for mark in line.marks) else "no sample"
     read = line.budgets.byte if line.budgets else None
     sign = "min " if line.plan.floor is not None else "~" if matched(line) is False else ""
     marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * flagged
     parts = [plus_minus(line.accuracy) + ("" if read is None else f" at {sign}{100 * read:.1f} %")]
-    parts += [marks] * bool(marks)
-    if line.n < most:  # of other tasks, perhaps, so its score is told with its own reference
-        v = line.versus
-        same = f" ({100 * (line.accuracy.mean - v.difference.mean):.1f})" if v else ""
-        parts.append(f"{line.n} of {most}{same}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *filter(None, [marks, fewer])])
 
 
 def _tests(block: Block) -> Grid:
@@ -201,15 +210,18 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             "min: it ran at its floor, the least that it plans for a prompt, which is above what "
             "was asked."
         )
-    if any(0 < line.n < max(line.n for line in lines) for line in lines):
+    if any(line.n and _fewer(line, block) for line in lines):
         notes.append(
-            "k of n: so many samples were answered, of those of the row that has most; in brackets "
-            f"what {block.against} has on the same."
+            "k of n: so many samples, or tasks, were answered, of those of the row that has most; "
+            f"in brackets what {block.against} has on the same."
         )
     if off := [line for line in lines if matched(line) is False]:
         mend = "macbench calibrate finds the knob that reads what is asked"
-        if all(line.plan.calibration for line in off):
-            mend = "these samples are not like those that it was calibrated on"
+        if tuned := [plan for line in off if (plan := line.plan.calibration)]:
+            near = all(abs(x["checked"] / x["budget"] - 1) <= OFF for x in tuned)
+            why = "these samples are not like those that it was calibrated on"
+            why = why if near else "calibration came no nearer"
+            mend = why if len(tuned) == len(off) else mend
         notes.append(
             f"~: what was read is more than {100 * OFF:g} % of it off what was asked, so compare "
             f"it by what was read; {mend}."

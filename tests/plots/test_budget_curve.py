@@ -133,6 +133,8 @@ def test_a_method_looks_the_same_whatever_else_is_drawn():
         assert accuracy_budget.look(name, {name, "novel"}) == looks[name]
         assert looks[name][1] == looks[method][1]
     assert len({looks[name][1] for name in known if name != "full"}) == len(known) - 1
+    options = {f"mac match={i}" for i in range(40)}
+    assert len({accuracy_budget.look(name, options) for name in options}) == len(options)
 
 
 def test_other_options_and_methods_come_after_the_known():

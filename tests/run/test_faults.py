@@ -126,7 +126,11 @@ def test_out_of_memory_is_recorded_and_a_later_run_clears_it(tmp_path, tiny, cap
     assert main([*words, "method=[full,mac]", f"mac.K={10**13}"]) == 1
     out = capsys.readouterr().out
     assert "failed" in out and "out of memory" in out and "run fewer methods" in out
+    assert len([*tmp_path.glob("*/failed.json")]) == 2
     assert main([*words, "method=[full,random]"]) == 0
     assert "failed: full" not in capsys.readouterr().out
     assert main([*words, "method=[full,random]"]) == 0  # stored: nothing is run again
     assert lines(tmp_path) == 2
+    assert main([*words, "method=[full,mac]", f"mac.K={10**13}"]) == 1
+    (failed,) = tmp_path.glob("*/failed.json")  # full has its answer
+    assert "_mac" in failed.parent.name

@@ -299,9 +299,11 @@ def test_damaged_lines_are_named_and_nothing_is_cut(tmp_path):
     assert (path / "samples.jsonl").read_bytes() == damaged
     (path / "samples.jsonl").write_bytes(b"".join(lines))
     kept = (path / "layers.jsonl").read_bytes().splitlines(True)
-    (path / "layers.jsonl").write_bytes(b"".join(kept[1:]))
-    with pytest.raises(MacbenchError, match="does not belong to"):
-        fill(tmp_path, 3)
+    for damage in (b"".join(kept[1:]), kept[0][:-1]):  # lacks a line; none is whole
+        (path / "layers.jsonl").write_bytes(damage)
+        with pytest.raises(MacbenchError, match="does not belong to"):
+            fill(tmp_path, 3)
+        assert (path / "layers.jsonl").read_bytes() == damage
     assert (path / "samples.jsonl").read_bytes() == b"".join(lines)
 
 
@@ -312,6 +314,36 @@ def test_failed_cell_is_recorded_and_a_later_run_clears_it(tmp_path):
         assert cell.failed == "out of memory"
     assert store.read(tmp_path).cells.loc[NAME, "failed"] == "out of memory"
     fill(tmp_path, 1)
+    assert pd.isna(store.read(tmp_path).cells.loc[NAME, "failed"])
+
+
+def test_buckets_of_two_widths_in_one_cell_stay_apart(tmp_path):
+    """A later run's answers may be longer, and its buckets wider."""
+    with open_cell(tmp_path, NAME, IDENTITY, CONFIG) as cell:
+        for i, width in enumerate((4, 5, 5)):
+            told = {"width": width, "histograms": {"hits": [[i, 1]]}}
+            cell.append(sample(i), layers(i) | told)
+    found = store.read(tmp_path).histograms
+    assert found[["width", "bin", "count"]].values.tolist() == [
+        [4, 0, 0],
+        [4, 1, 1],
+        [5, 0, 3],
+        [5, 1, 2],
+    ]
+
+
+def test_an_archived_cell_is_read_and_takes_no_more(tmp_path):
+    path = fill(tmp_path, 0, 1)
+    for file in path.glob("layers.*"):
+        file.unlink()
+    kept = (path / "summary.json").read_bytes()
+    with open_cell(tmp_path, NAME, IDENTITY, CONFIG) as cell:
+        assert list(cell.rows) == [0, 1]
+        cell.fail("out of memory")
+        cell.finish()
+        with pytest.raises(MacbenchError, match="the 2 that it holds"):
+            cell.append(sample(2), layers(2))
+    assert (path / "summary.json").read_bytes() == kept
     assert pd.isna(store.read(tmp_path).cells.loc[NAME, "failed"])
 
 

@@ -20,7 +20,18 @@ class Made:
         self.cells: dict[str, dict] = {}
         self.samples: list[dict] = []
 
-    def add(self, task, length, score, method="full", version=1, n=2, failed=None, source="x"):
+    def add(
+        self,
+        task,
+        length,
+        score,
+        method="full",
+        version=1,
+        n=2,
+        failed=None,
+        source="x",
+        floor=None,
+    ):
         """A cell of n samples with one score."""
         identity = {
             "schema": 1,
@@ -32,11 +43,12 @@ class Made:
             "hold": 0,
             "max_new": None,
             "decoding": {"temperature": 0.0},
-            "method": {"name": method, "version": 1, "knobs": {}},
+            "method": {"name": method, "version": 1, "knobs": {"budget": floor}},
         }
         cell = f"{task} {length} {method} {version}"
         about = {"model": "tiny", "task": task, "length": length, "label": method}
-        self.cells[cell] = {**about, "failed": failed, "identity": identity}
+        config = {"floor": floor, "asked": {"budget": 0.05}}
+        self.cells[cell] = {**about, "failed": failed, "identity": identity, "config": config}
         self.samples += [{"cell": cell, "score": score, "source": source}] * n
 
     def results(self):
@@ -131,3 +143,20 @@ def test_the_command_says_where_there_is_nothing_of_ruler(made, tmp_path, monkey
     made.cells = {"c": {**next(iter(made.cells.values())), "task": "longbench_v2"}}
     assert cli.main(["show", str(tmp_path), "--averages"]) == 2
     assert "no RULER results" in capsys.readouterr().err
+
+
+def test_a_floor_that_differs_by_length_is_one_row(made):
+    for length, floor in ((4096, 0.14), (8192, 0.13)):
+        for task in TASKS:
+            made.add(f"ruler/{task}", length, 0.5, method="quest budget=0.05", floor=floor)
+    row = tidy(made)["quest budget=0.05"]
+    assert (row["4096"], row["8192"]) == ("0.5", "0.5")
+
+
+def test_cells_without_a_sample_yet_are_as_if_they_were_not_there(made):
+    made.add("ruler/vt", 4096, 0.5, method="tova", n=0)
+    assert "tova" not in tidy(made)
+    begun = Made()
+    begun.add("ruler/vt", 4096, 0.5, n=0)
+    begun.samples = [{"cell": "another", "score": 0.0, "source": "x"}]
+    assert "4K to 128K" in averages.table(begun.results())

@@ -176,7 +176,17 @@ def test_fewer_tasks_are_told_with_what_full_has_on_them(tmp_path):
     cells = grid(table(store.read(tmp_path)), "score")
     assert cells["full"]["no budget asked"].startswith("50.0 +- ")
     assert cells["quest"]["40 %"].startswith("80.0 +- ")
-    assert cells["quest"]["40 %"].endswith(", 10 of 20 (90.0)")
+    assert cells["quest"]["40 %"].endswith(", 1 of 2 tasks (90.0)")
+
+
+def test_fewer_samples_of_full_attention_stand_for_no_others(tmp_path):
+    """Full attention has 5 samples of 20 and 40: no figure of its own on those."""
+    write(tmp_path, "full", {"passes": 1}, [0] * 5)
+    write(tmp_path, "quest", {"budget": 0.4}, [1, 0] * 10, label="quest budget=0.4")
+    write(tmp_path, "mac", {"tau": 0.6}, FULL)
+    cells = grid(table(store.read(tmp_path)), "score")
+    assert cells["quest"]["40 %"].endswith(", 20 of 40")
+    assert cells["full"]["no budget asked"].endswith(", 5 of 40")
 
 
 def test_full_has_nothing_to_pay_back_and_what_reads_more_never_does(out):
@@ -236,9 +246,9 @@ def test_what_is_unfinished_says_so(tmp_path):
     write(tmp_path, "quest", {"budget": 0.1}, FULL[:3], label="quest budget=0.1")
     text = table(store.read(tmp_path))
     cells = grid(text, "score")
-    assert cells["quest"]["10 %"].endswith(", 3 of 80 (100.0)")
-    assert cells["snapkv"]["10 %"].endswith(", 40 of 80 (75.0)")
-    assert " of 80" not in cells["full"]["no budget asked"]
+    assert cells["quest"]["10 %"].endswith(", 1 of 2 tasks (100.0)")
+    assert cells["snapkv"]["10 %"].endswith(", 1 of 2 tasks (75.0)")
+    assert " of 2 tasks" not in cells["full"]["no budget asked"]
     assert "mind quest budget=0.1: 1 of 2 tasks." in text
     assert "mind snapkv budget=0.1: failed: 1 of 2 cells, 1 of 2 tasks." in text
     assert "mind kivi: never acted." in text
@@ -274,6 +284,15 @@ def test_without_full_attention_there_are_no_tests_and_it_is_said(tmp_path):
     text = table(store.read(tmp_path))
     assert "no sample of full attention here to pair with" in text
     assert "vs full" not in text and "McNemar" not in text
+
+
+@pytest.mark.parametrize(("checked", "why"), [(0.4, "not like those"), (0.6, "came no nearer")])
+def test_why_a_calibrated_budget_is_off(tmp_path, checked, why):
+    """It reads 60 % where 40 were asked for, and did so on its own samples, or did not."""
+    write(tmp_path, "full", {"passes": 1}, FULL)
+    about = {"budget": 0.4, "checked": checked, "length": 2048, "tasks": ["ruler/vt"]}
+    write(tmp_path, "mac", {"budget": 0.4}, FULL, label="mac budget=0.4", calibration=about)
+    assert why in table(store.read(tmp_path))
 
 
 def test_a_calibration_at_another_length_is_named(tmp_path):
@@ -332,5 +351,6 @@ def test_the_command_and_its_formats(out, capsys):
     assert "by more than 12 points" in text and "at 4800 GB/s" in text
     assert main(["compare", str(out), "--margin", "0"]) == 2
     assert "--margin 0: give points" in capsys.readouterr().err
-    assert main(["compare", str(out), "--bandwidth", "-1"]) == 2
-    assert "GB/s above 0" in capsys.readouterr().err
+    for wrong in ("-1", "nan", "inf"):
+        assert main(["compare", str(out), "--bandwidth", wrong]) == 2
+        assert "GB/s above 0" in capsys.readouterr().err

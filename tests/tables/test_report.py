@@ -143,13 +143,44 @@ def test_budget_below_the_floor_prints_its_minimum(tmp_path):
 def test_lengths_are_separate_tables_and_seeds_are_pooled(tmp_path):
     for length in (2048, 4096):
         for seed in (0, 1):
-            write(tmp_path, "full", {"passes": 1}, FULL, length=length, seed=seed)
-            write(tmp_path, "mac", {"tau": 0.6}, MAC, length=length, seed=seed)
+            own = {"length": length, "seed": seed, "sha": f"of seed {seed}: "}
+            write(tmp_path, "full", {"passes": 1}, FULL, **own)
+            write(tmp_path, "mac", {"tau": 0.6}, MAC, **own)
     blocks = summarise(store.read(tmp_path))
     assert [block.about["length"] for block in blocks] == [2048, 4096]
     assert [line.n for line in blocks[0].lines] == [16, 16]
     versus = blocks[0].lines[1].versus
     assert versus and (versus.n, versus.worse, versus.test) == (16, 10, "mcnemar")
+
+
+@pytest.mark.parametrize("asks", ["the same prompts", "of the same texts"])
+def test_what_every_seed_asks_again_is_no_further_evidence(tmp_path, asks):
+    """Records in file order, and questions on the same documents: one answer each, however often
+    it was asked. p of five losses is 1/16 with one seed and with three."""
+    for seed in (0, 1, 2):
+        again = {"clusters": [f"text {i}" for i in range(8)], "sha": f"of seed {seed}: "}
+        own = {"seed": seed, **(again if "texts" in asks else {"sha": ""})}
+        write(tmp_path, "full", {"passes": 1}, FULL, **own)
+        write(tmp_path, "mac", {"tau": 0.6}, MAC, **own)
+    one = tmp_path / "one"
+    write(one, "full", {"passes": 1}, FULL)
+    write(one, "mac", {"tau": 0.6}, MAC)
+    many, few = (summarise(store.read(out))[0].lines[1].versus for out in (tmp_path, one))
+    assert many and few and (many.n, few.n) == (24, 8)
+    assert many.p == pytest.approx(few.p)
+    assert many.difference.high - many.difference.low > 0.8 * (
+        few.difference.high - few.difference.low
+    )
+
+
+def test_acceptance_is_of_all_tasks_or_not_told(tmp_path):
+    for task in ("ruler/vt", "ruler/cwe"):
+        write(tmp_path, "mac", {"tau": 0.6}, MAC, task=task)
+    assert summarise(store.read(tmp_path))[0].lines[0].acceptance is not None
+    for path in tmp_path.glob("*ruler-vt*/layers.*"):
+        path.unlink()
+    line = summarise(store.read(tmp_path))[0].lines[0]
+    assert line.acceptance is None and line.tasks["ruler/cwe"].acceptance is not None
 
 
 def test_same_answers_are_counted(tmp_path):
@@ -226,7 +257,7 @@ def test_pooled_seeds_are_named(tmp_path):
     for seed in (7, 42):
         write(tmp_path, "full", {"passes": 1}, FULL, seed=seed)
     for told in (table(store.read(tmp_path)), compare.table(store.read(tmp_path))):
-        assert "seeds: 7, 42, whose samples are pooled." in told
+        assert "seeds: 7, 42, whose samples are pooled; a prompt" in told
     write(tmp_path / "one", "full", {"passes": 1}, FULL)
     assert "seeds:" not in table(store.read(tmp_path / "one"))
 
