@@ -13,7 +13,7 @@ from matplotlib.ticker import StrMethodFormatter
 from macbench import presets
 from macbench.errors import MacbenchError
 from macbench.store import Results
-from macbench.tables.blocks import Block, summarise
+from macbench.tables.blocks import Block, fewer, summarise
 from macbench.tables.line import Line
 
 MARKS = "osD^vP*X<>hp"
@@ -97,9 +97,8 @@ def budget_axis(axis: plt.Axes) -> None:
 
 
 def panel(axis: plt.Axes, block: Block, methods: Collection[str]) -> None:
-    """One block. methods: the families of all results. Points of fewer samples than others say of
-    how many."""
-    most = max(line.n for line in block.lines)
+    """One block. methods: the families of all results. Points of fewer tasks or samples than
+    others say of how many."""
     curves: dict[str, list[Line]] = {}
     for line in block.lines:
         if line.accuracy and line.budgets and line.budgets.byte is not None:
@@ -115,8 +114,8 @@ def panel(axis: plt.Axes, block: Block, methods: Collection[str]) -> None:
             assert line.accuracy and line.budgets and line.budgets.byte is not None
             a = line.accuracy
             points.append([100 * x for x in (line.budgets.byte, a.mean, a.low, a.high)])
-            if line.n < most:
-                at, told = (points[-1][0], points[-1][1]), f"{line.n} of {most}"
+            if told := fewer(line, block):
+                at = (points[-1][0], points[-1][1])
                 axis.annotate(told, at, (4, -9), textcoords="offset points", fontsize=6)
         points.sort()
         x, y = [p[0] for p in points], [p[1] for p in points]

@@ -21,7 +21,7 @@ from macbench.errors import MacbenchError
 from macbench.measure.budget import acceptance
 from macbench.measure.stats import compare, holm
 from macbench.store import Results
-from macbench.tables.line import Line, better, make_line
+from macbench.tables.line import Line, different, make_line
 
 FAMILIES = {"ruler": "RULER", "longbench_v2": "LongBench v2", "longgenbench": "LongGenBench"}
 FULL = "full"
@@ -61,6 +61,21 @@ def reuse(block: Block, *by: str) -> pd.DataFrame:
     keys = ["method", *by]
     each = acceptance(block.layers, by=[*keys, "task"])
     return each if each.empty else each.groupby(keys).mean()
+
+
+def better(line: Line, block: Block) -> bool:
+    """Significantly above full attention, which a method that reads less should not be."""
+    above = line.versus is not None and line.versus.difference.mean > 0
+    return block.against == FULL and above and different(line)
+
+
+def fewer(line: Line, block: Block) -> str:
+    """Such as "9 of 13 tasks" where a line has fewer tasks or samples than another; else ""."""
+    tasks = max(len(other.tasks) for other in block.lines)
+    if len(line.tasks) < tasks:
+        return f"{len(line.tasks)} of {tasks} tasks"
+    most = max(other.n for other in block.lines)
+    return f"{line.n} of {most}" if line.n < most else ""
 
 
 def summarise(results: Results, against: str = FULL) -> list[Block]:
@@ -301,7 +316,7 @@ def _notes(block: Block, cells: pd.DataFrame) -> list[str]:
     for line in block.lines:
         if elsewhere := _elsewhere(block, line):
             notes.append(f"calibrated elsewhere: {line.label}, {elsewhere}.")
-        if block.against == FULL and better(line):
+        if better(line, block):
             notes.append(f"{line.label} is better than full attention: look for a bug first.")
         if line.budgets and line.budgets.byte is not None and line.budgets.byte > MORE:
             notes.append(

@@ -20,8 +20,8 @@ import pandas as pd
 from macbench.errors import MacbenchError, nearest
 from macbench.measure.stats import samples_to_exclude, samples_to_see
 from macbench.store import Results
-from macbench.tables.blocks import FULL, Block, Grid, summarise
-from macbench.tables.line import Line, better, different
+from macbench.tables.blocks import FULL, Block, Grid, better, fewer, summarise
+from macbench.tables.line import Line, different
 from macbench.tables.report import bracket, drop_empty, ends, p_value, percent, plus_minus, render
 
 MARGINS = {"ruler": 0.01, "longbench_v2": 0.02}  # of a difference that would matter
@@ -77,10 +77,6 @@ def not_worse(line: Line, margin: float) -> bool:
     return line.versus is not None and line.versus.least > -margin
 
 
-def _flagged(block: Block) -> list[Line]:
-    return [line for line in block.lines if block.against == FULL and better(line)]
-
-
 def matched(line: Line) -> bool | None:
     """Whether it reads what was asked; None where nothing was, and at a method's floor."""
     asked, read = line.plan.asked, line.budgets.byte if line.budgets else None
@@ -106,44 +102,33 @@ def _table(block: Block, margin: float) -> Grid:
     asked = [line.plan.asked for line in block.lines]
     columns = [None] * (None in asked) + sorted({share for share in asked if share is not None})
     header = ["score", *(SET if share is None else f"{100 * share:g} %" for share in columns)]
-    flagged = _flagged(block)
+    cells = [_cell(line, block, margin) for line in block.lines]
     rows: dict[str, dict[float | None, str]] = {}
-    for line in block.lines:
+    for line, cell in zip(block.lines, cells, strict=True):
         mine = rows.setdefault(line.plan.row + (" (control)" if line.control else ""), {})
-        cell = _cell(line, margin, _fewer(line, block), line in flagged)
         share = line.plan.asked
         mine[share] = f"{mine[share]}; {cell}" if share in mine else cell
-    for line in block.lines:
+    for line, cell in zip(block.lines, cells, strict=True):
         if line.plan.floor is not None:
             mine = rows[line.plan.row + (" (control)" if line.control else "")]
             for share in columns:
                 if share is not None and share < line.plan.floor:
-                    mine.setdefault(share, mine[line.plan.asked])
+                    mine.setdefault(share, cell)
     return [header, *([name, *(own.get(c, "-") for c in columns)] for name, own in rows.items())]
 
 
-def _fewer(line: Line, block: Block) -> str:
-    """Such as "9 of 13 tasks (83.7)" where a line has fewer tasks or samples than another."""
-    tasks, most = (max(f(x) for x in block.lines) for f in (lambda x: len(x.tasks), lambda x: x.n))
-    if len(line.tasks) < tasks:
-        told = f"{len(line.tasks)} of {tasks} tasks"
-    elif line.n < most:
-        told = f"{line.n} of {most}"
-    else:
-        return ""
-    v = line.versus
-    return told + (f" ({100 * v.full:.1f})" if v and v.n == line.n else "")
-
-
-def _cell(line: Line, margin: float, fewer: str, flagged: bool) -> str:
-    """Such as "61.2 +- 4.0 at 20.3 %, n"."""
+def _cell(line: Line, block: Block, margin: float) -> str:
+    """Such as "61.2 +- 4.0 at 20.3 %, n", and "9 of 13 tasks (83.7)" where it answered fewer."""
     if line.accuracy is None:
         return "failed" if any(mark.startswith("failed") for mark in line.marks) else "no sample"
     read = line.budgets.byte if line.budgets else None
     sign = "min " if line.plan.floor is not None else "~" if matched(line) is False else ""
-    marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * flagged
+    marks = "n" * not_worse(line, margin) + "d" * different(line) + "!" * better(line, block)
+    some, v = fewer(line, block), line.versus
+    if some and v and v.n == line.n:
+        some += f" ({100 * v.full:.1f})"
     parts = [plus_minus(line.accuracy) + ("" if read is None else f" at {sign}{100 * read:.1f} %")]
-    return ", ".join([*parts, *filter(None, [marks, fewer])])
+    return ", ".join([*parts, *filter(None, [marks, some])])
 
 
 def _tests(block: Block) -> Grid:
@@ -210,18 +195,19 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
             "min: it ran at its floor, the least that it plans for a prompt, which is above what "
             "was asked."
         )
-    if any(line.n and _fewer(line, block) for line in lines):
+    if any(line.n and fewer(line, block) for line in lines):
         notes.append(
             "k of n: so many samples, or tasks, were answered, of those of the row that has most; "
             f"in brackets what {block.against} has on the same."
         )
     if off := [line for line in lines if matched(line) is False]:
-        mend = "macbench calibrate finds the knob that reads what is asked"
-        if tuned := [plan for line in off if (plan := line.plan.calibration)]:
-            near = all(abs(x["checked"] / x["budget"] - 1) <= OFF for x in tuned)
-            why = "these samples are not like those that it was calibrated on"
-            why = why if near else "calibration came no nearer"
-            mend = why if len(tuned) == len(off) else mend
+        tuned = [line.plan.calibration for line in off if line.plan.calibration]
+        if len(tuned) < len(off):
+            mend = "macbench calibrate finds the knob that reads what is asked"
+        elif all(abs(found["checked"] / found["budget"] - 1) <= OFF for found in tuned):
+            mend = "these samples are not like those that it was calibrated on"
+        else:
+            mend = "calibration came no nearer"
         notes.append(
             f"~: what was read is more than {100 * OFF:g} % of it off what was asked, so compare "
             f"it by what was read; {mend}."
@@ -262,7 +248,7 @@ def _notes(block: Block, margin: float, bandwidth: float | None) -> list[str]:
     for line in lines:
         if marks := ", ".join(mark for mark in line.marks if mark != "control"):
             notes.append(f"mind {line.label}: {marks}.")
-    if flagged := [line.label for line in _flagged(block)]:
+    if flagged := [line.label for line in lines if better(line, block)]:
         notes.append(f"! {', '.join(flagged)}: better than full attention; look for a bug first.")
     return [*notes, *(note for note in block.notes if note.startswith(KEPT))]
 
@@ -297,7 +283,7 @@ def _rows(block: Block, margin: float, bandwidth: float | None) -> list[dict[str
             row |= {"difference_least": v.least, "margin": margin}
             row |= {"not_worse": not_worse(line, margin), "different": different(line)}
             row |= {
-                "better": line in _flagged(block),
+                "better": better(line, block),
                 "p": v.p,
                 "p_holm": line.holm,
                 "test": v.test,

@@ -78,11 +78,6 @@ def different(line: Line) -> bool:
     return line.holm is not None and line.holm < LEVEL
 
 
-def better(line: Line) -> bool:
-    """Significantly above the other, which a method that reads less than full should not be."""
-    return different(line) and line.versus is not None and line.versus.difference.mean > 0
-
-
 def make_line(cells: pd.DataFrame, label: str, samples: pd.DataFrame, tasks: list[str]) -> Line:
     """Of a method's cells in a block and their samples. tasks: those of the whole block."""
     config = cells["config"].iloc[0]
